@@ -1,0 +1,263 @@
+"""One run as one value: `Config` and its sections, with strict reading and writing.
+
+A recipe (`mgdet.recipes`) returns a `Config`; the command line changes fields of it; the loop stores it beside the
+run, and `Config.from_dict` reads it back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from mgdet.errors import UserError, nearest
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """One detector: its architecture and the weights it starts from."""
+
+    detector: str
+    """Name of the detector, a key of `mgdet.detectors.build.DETECTORS`."""
+    backbone: str
+    """Any timm backbone with four feature stages, e.g. resnet50 or resnext101_64x4d."""
+    deformable: bool = False
+    """Modulated deformable convolutions (DCNv2) in stages c3 to c5 of a ResNet."""
+    channels: int = 256
+    """Width of the neck and of the heads."""
+    stacked_convs: int = 4
+    """Convolutions before the predictors of a dense head."""
+    frozen_stages: int = 1
+    """How many backbone stages, counted with the stem, do not train: 1 is the stem and the first stage."""
+    norm_eval: bool = True
+    """Keep the backbone's batch norm statistics fixed in training. Turn off only to train from random weights."""
+    weights: str = "random"
+    """Where training starts: random, timm:NAME for a backbone, a checkpoint file, or its URL."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.channels > 0 and self.channels % 32 == 0,
+            f"channels is {self.channels}; give a multiple of 32",
+        )
+        _require(self.stacked_convs >= 1, f"stacked_convs is {self.stacked_convs}; give 1 or more")
+        _require(0 <= self.frozen_stages <= 4, f"frozen_stages is {self.frozen_stages}; give 0 to 4")
+
+
+@dataclass(kw_only=True, slots=True)
+class MGDConfig:
+    """Masked Generative Distillation, the same on every level (paper, section 3)."""
+
+    weight: float
+    """Weight of the loss, alpha in the paper: 2e-5 for one-stage, 5e-7 for two-stage detectors."""
+    mask_ratio: float
+    """Share of the student's cells that is masked, lambda in the paper: 0.65 one-stage, 0.45 two-stage."""
+    inherit: bool
+    """Start the student's neck and head as a copy of the teacher's."""
+
+    def __post_init__(self) -> None:
+        _require(self.weight >= 0, f"mgd.weight is {self.weight}; give 0 or more")
+        _require(0 <= self.mask_ratio <= 1, f"mgd.mask_ratio is {self.mask_ratio}; give a share from 0 to 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """A data set in COCO format, and how its images are prepared."""
+
+    root: str = "data/coco"
+    """Folder of the data set; the next four are inside it."""
+    train_annotations: str = "annotations/instances_train2017.json"
+    """Annotation file to train on."""
+    train_images: str = "train2017"
+    """Folder of the training images."""
+    val_annotations: str = "annotations/instances_val2017.json"
+    """Annotation file to evaluate on."""
+    val_images: str = "val2017"
+    """Folder of the evaluation images."""
+    long_edge: int = 1333
+    """The longer edge of a resized image is at most this many pixels."""
+    short_edge: tuple[int, int] = (800, 800)
+    """The shorter edge in pixels, lowest and highest: training draws one, testing takes the highest."""
+    flip: float = 0.5
+    """Probability of a horizontal flip in training."""
+    workers: int = 2
+    """Processes that read images, for each training process."""
+
+    def __post_init__(self) -> None:
+        low, high = self.short_edge
+        _require(
+            0 < low <= high, f"data.short_edge is {low} {high}; give a lowest and a highest edge in pixels"
+        )
+        _require(
+            self.long_edge >= high, f"data.long_edge is {self.long_edge}; give at least short_edge, {high}"
+        )
+        _require(0 <= self.flip <= 1, f"data.flip is {self.flip}; give a probability from 0 to 1")
+        _require(self.workers >= 0, f"data.workers is {self.workers}; give 0 or more")
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimizerConfig:
+    """SGD over student and generators, one parameter group."""
+
+    lr: float
+    """Learning rate for `base_batch` images a step; scaled in proportion to the real number."""
+    base_batch: int = 16
+    """Images a step that `lr` is meant for."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """Weight decay of every trained parameter."""
+    clip_norm: float = 35.0
+    """Gradients of student and generators together are clipped to this L2 norm."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"optimizer.lr is {self.lr}; give a positive rate")
+        _require(self.base_batch > 0, f"optimizer.base_batch is {self.base_batch}; give 1 or more")
+        _require(self.clip_norm > 0, f"optimizer.clip_norm is {self.clip_norm}; give a positive norm")
+
+
+@dataclass(kw_only=True, slots=True)
+class ScheduleConfig:
+    """The learning rate as a function of the step: linear warm-up, then drops to a tenth."""
+
+    epochs: int
+    """Passes over the training images."""
+    drops: tuple[int, ...]
+    """After how many epochs the rate falls to a tenth."""
+    warmup_steps: int = 500
+    """Steps of linear warm-up."""
+    warmup_ratio: float = 0.001
+    """The first step's share of the rate."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, f"schedule.epochs is {self.epochs}; give 1 or more")
+        _require(self.warmup_steps >= 0, f"schedule.warmup_steps is {self.warmup_steps}; give 0 or more")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """The loop."""
+
+    batch: int = 2
+    """Images for each process and each forward pass."""
+    accumulate: int = 1
+    """Forward passes whose gradients make one step."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Automatic mixed precision; MGD and the detection losses stay in float32."""
+    seed: int = 0
+    """Seed of everything random: start weights, order of images, flips, masks, samplers."""
+    log_every: int = 50
+    """Steps between two log lines."""
+    save_every: int = 1000
+    """Steps between two checkpoints, beside the one at the end of each epoch."""
+    eval_every: int = 1
+    """Epochs between two evaluations; the last epoch is always evaluated. 0: never."""
+    metrics: tuple[Literal["bbox", "segm"], ...] = ("bbox",)
+    """What an evaluation measures; the first decides which checkpoint is the best."""
+    stop_after: int = 0
+    """Save and stop after this many steps of the schedule; 0 runs all of it."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files into the run's folder (pip install 'mgdet[tensorboard]')."""
+    wandb: str = ""
+    """Also log to this Weights & Biases project (pip install 'mgdet[wandb]'); empty: do not."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "accumulate", "log_every", "save_every"):
+            _require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; give 1 or more")
+        _require(self.stop_after >= 0, f"train.stop_after is {self.stop_after}; give 0 or more")
+        _require(len(self.metrics) > 0, "train.metrics is empty; give bbox, segm or both")
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """Everything that decides a run."""
+
+    recipe: str
+    """Name of the recipe this came from."""
+    student: ModelConfig
+    """The detector that trains."""
+    teacher: ModelConfig | None = None
+    """The frozen detector it learns from; None for training alone."""
+    mgd: MGDConfig | None = None
+    """How it learns from the teacher; None for training alone."""
+    data: DataConfig
+    """The images."""
+    optimizer: OptimizerConfig
+    """How weights change."""
+    schedule: ScheduleConfig
+    """How long, and at which rate."""
+    train: TrainConfig
+    """The loop."""
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.teacher is None) == (self.mgd is None),
+            f"recipe {self.recipe} sets only one of teacher and mgd; distillation needs both",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """This config as plain dicts, lists and scalars, ready for JSON."""
+        result: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return result
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            UserError: a field is unknown, missing, or of another type.
+        """
+        config: Config = _read(cls, values, "config")
+        return config
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """`value`, checked against the type `kind` and turned into it; `where` names it in errors."""
+    origin, args = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _read_section(kind, value, where)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return _read(next(arg for arg in args if arg is not type(None)), value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(kinds) == len(value):
+            return tuple(_read(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
+    elif origin is Literal:
+        if value in args:
+            return value
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(kind, type) and type(value) is kind:
+        return value
+    name = kind.__name__ if isinstance(kind, type) and origin is None else str(kind)
+    raise UserError(f"{where} is {value!r}, not {name}")
+
+
+def _read_section(kind: Any, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is {values!r}, not a section")
+    hints = get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for name in values:
+        if name not in fields:
+            raise UserError(f"{where} has no field '{name}'{nearest(name, fields)}")
+    for name in fields:
+        if name not in values:
+            raise UserError(f"{where} lacks the field '{name}'")
+    return kind(**{name: _read(hints[name], values[name], f"{where}.{name}") for name in fields})

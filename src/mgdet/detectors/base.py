@@ -1,0 +1,140 @@
+"""What every detector promises, and the types that travel between the parts.
+
+Letters in shapes: B images, L pyramid levels, level l of H_l x W_l cells with C channels, N objects in one image.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class Pyramid(NamedTuple):
+    """The feature maps of B images.
+
+    maps: L tensors (B, C, H_l, W_l), what the heads read.
+    taps: L tensors (B, C, H_l, W_l), the output convolutions before the neck's norm, what MGD compares. Levels
+        that are only pooled from others have no tap, so there may be fewer taps than maps.
+    """
+
+    maps: list[Tensor]
+    taps: list[Tensor]
+
+
+@dataclass(slots=True)
+class Target:
+    """The ground truth of one image, in pixels of the resized image.
+
+    boxes: (N, 4) float, xyxy.
+    labels: (N,) int64, 0 .. num_classes - 1.
+    masks: (N, H, W) uint8 of zeros and ones, H x W at least the image's size; None where boxes suffice.
+    size: (h, w) of the image before padding.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+    size: tuple[int, int] = field(kw_only=True)
+
+    def to(self, device: object, non_blocking: bool = False) -> Target:
+        """The same target with its tensors on `device`."""
+        masks = None if self.masks is None else self.masks.to(device, non_blocking=non_blocking)
+        return Target(
+            self.boxes.to(device, non_blocking=non_blocking),
+            self.labels.to(device, non_blocking=non_blocking),
+            masks,
+            size=self.size,
+        )
+
+    def pin_memory(self) -> Target:
+        """The same target in page-locked memory."""
+        masks = None if self.masks is None else self.masks.pin_memory()
+        return Target(self.boxes.pin_memory(), self.labels.pin_memory(), masks, size=self.size)
+
+
+class Detections(NamedTuple):
+    """What a detector found in one image, best first.
+
+    boxes: (N, 4) float, xyxy, pixels.
+    scores: (N,) float in [0, 1].
+    labels: (N,) int64, 0 .. num_classes - 1.
+    masks: (N, H, W) bool, H x W the image's size; None for detectors without masks.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+
+
+class Detector(nn.Module):
+    """A detector as three plain functions: images to pyramid, pyramid to losses, pyramid to detections.
+
+    A subclass sets `backbone` and `neck` and the attributes below. No method changes what it returns with the
+    training flag; `train()` only decides what the norm layers do, and with `norm_eval` the backbone's batch norms
+    keep their stored statistics for ever.
+    """
+
+    backbone: nn.Module
+    neck: nn.Module
+    num_classes: int
+    num_taps: int
+    tap_channels: int
+    norm_eval: bool = True
+
+    def train(self, mode: bool = True) -> Detector:
+        """Sets the training flag everywhere but, with `norm_eval`, on the backbone's batch norms."""
+        super().train(mode)
+        if self.norm_eval:
+            for module in self.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def pyramid(self, images: Tensor) -> Pyramid:
+        """Runs backbone and neck.
+
+        Args:
+            images: (B, 3, H, W) float, normalised RGB; H and W multiples of 32.
+        """
+        pyramid: Pyramid = self.neck(self.backbone(images))
+        return pyramid
+
+    @abstractmethod
+    def loss_parts(self, maps: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+        """Like `losses`, but a value may be (L,): one part a pyramid level."""
+
+    def losses(self, maps: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+        """The detector's own training losses.
+
+        Args:
+            maps: L tensors (B, C, H_l, W_l), `Pyramid.maps`.
+            targets: B targets, boxes xyxy in pixels of the batch images.
+
+        Returns:
+            Scalars, already weighted, named as in the original.
+        """
+        return {name: value.sum() for name, value in self.loss_parts(maps, targets).items()}
+
+    @abstractmethod
+    def detect(
+        self,
+        maps: list[Tensor],
+        sizes: list[tuple[int, int]],
+        scales: list[tuple[float, float]] | None = None,
+    ) -> list[Detections]:
+        """Finds objects.
+
+        Args:
+            maps: L tensors (B, C, H_l, W_l), `Pyramid.maps`.
+            sizes: (h, w) of each image without its padding, in pixels of the batch images.
+            scales: (x, y) resize factor of each image. Without it detections are in pixels of the batch images,
+                with it in pixels of the image files; the boxes are scaled before NMS, as in the original.
+
+        Returns:
+            One `Detections` an image.
+        """
