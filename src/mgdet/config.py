@@ -91,12 +91,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         low, high = self.short_edge
-        _require(
-            0 < low <= high, f"data.short_edge is {low} {high}; give a lowest and a highest edge in pixels"
-        )
-        _require(
-            self.long_edge >= high, f"data.long_edge is {self.long_edge}; give at least short_edge, {high}"
-        )
+        _require(0 < low <= high, f"data.short_edge is {low} {high}; give a lowest and a highest edge in pixels")
+        _require(self.long_edge >= high, f"data.long_edge is {self.long_edge}; give at least short_edge, {high}")
         _require(0 <= self.flip <= 1, f"data.flip is {self.flip}; give a probability from 0 to 1")
         _require(self.workers >= 0, f"data.workers is {self.workers}; give 0 or more")
 
