@@ -1,0 +1,224 @@
+"""COCO evaluation: a detector over a data set, its detections as COCO results, and the results as scores.
+
+The scores are hotcoco's, which are pycocotools' to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hotcoco
+import numpy as np
+import torch
+import torch.distributed
+
+from mgdet.data.coco import CocoDataset
+from mgdet.data.loader import test_loader
+from mgdet.data.sampler import test_views
+from mgdet.detectors.base import Detections, Detector
+from mgdet.errors import UserError, nearest
+
+METRICS = ("bbox", "segm")
+
+_AMP_TYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# COCO's twelve numbers: which array of the evaluator, and where in it. IoU thresholds are 0.50 to 0.95 in steps of
+# 0.05, areas are all, small, medium and large, and detections an image are at most 1, 10 and 100.
+_ALL_IOUS, _IOU_50, _IOU_75 = slice(None), slice(0, 1), slice(5, 6)
+_STATS: dict[str, tuple[str, slice, int, int]] = {
+    "AP": ("precision", _ALL_IOUS, 0, 2),
+    "AP50": ("precision", _IOU_50, 0, 2),
+    "AP75": ("precision", _IOU_75, 0, 2),
+    "APs": ("precision", _ALL_IOUS, 1, 2),
+    "APm": ("precision", _ALL_IOUS, 2, 2),
+    "APl": ("precision", _ALL_IOUS, 3, 2),
+    "AR1": ("recall", _ALL_IOUS, 0, 0),
+    "AR10": ("recall", _ALL_IOUS, 0, 1),
+    "AR100": ("recall", _ALL_IOUS, 0, 2),
+    "ARs": ("recall", _ALL_IOUS, 1, 2),
+    "ARm": ("recall", _ALL_IOUS, 2, 2),
+    "ARl": ("recall", _ALL_IOUS, 3, 2),
+}
+_PER_CLASS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+@dataclass(slots=True)
+class CocoScores:
+    """What COCO's protocol says of one kind of detections. Every number is in [0, 1], or -1 where nothing counts.
+
+    stats: COCO's twelve numbers in COCO's order. AP is "Average Precision (AP) @[ IoU=0.50:0.95 | area=all |
+        maxDets=100 ]"; AP50 and AP75 are the same at one IoU; APs, APm, APl at one area (up to 32^2, up to 96^2,
+        above); AR1, AR10, AR100 are "Average Recall (AR)" at so many detections an image; ARs, ARm, ARl at one area.
+    per_class: AP, AP50, AP75, APs, APm and APl for each class name, in the order of category ids.
+    """
+
+    stats: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+
+
+def coco_results(detections: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The detections of one image in COCO's results format.
+
+    Args:
+        detections: N detections, boxes (N, 4) xyxy in pixels of the image file; masks, if any, (N, H, W) of its size.
+        image_id: the image's id in the annotation file.
+        category_ids: the category id of each label.
+
+    Returns:
+        N dicts, in the order of the detections: image_id, category_id, bbox [x, y, w, h] in pixels, score, and with
+        masks segmentation, a compressed RLE.
+    """
+    corners = detections.boxes.double().cpu()
+    boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
+    results: list[dict[str, Any]] = [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, score, label in zip(boxes, detections.scores.tolist(), detections.labels.tolist())
+    ]
+    if detections.masks is not None:
+        for result, mask in zip(results, detections.masks.cpu().numpy()):
+            rle = hotcoco.mask.encode(mask)
+            result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+    return results
+
+
+def evaluate(
+    annotations: Path, results: list[dict[str, Any]], metrics: Sequence[str] = ("bbox",)
+) -> dict[str, CocoScores]:
+    """Scores detections by COCO's protocol, over all images of the annotation file.
+
+    Ground truth without `area` counts with the area of its mask, or else of its box; without `iscrowd` as no crowd.
+
+    Args:
+        annotations: the data set's annotation file.
+        results: detections in COCO's results format, boxes [x, y, w, h] in pixels of the image files. There may be
+            none: that scores 0.
+        metrics: "bbox", "segm" or both. "segm" takes the area of a detection from its mask.
+
+    Returns:
+        The scores for each metric.
+
+    Raises:
+        UserError: the file is not a COCO annotation file, a metric is unknown, the results are of other images or
+            categories, or "segm" is asked for where the file or the results have no masks.
+    """
+    for metric in metrics:
+        if metric not in METRICS:
+            raise UserError(f"metric is '{metric}'{nearest(metric, METRICS)}")
+    try:
+        truth = hotcoco.COCO(str(annotations))
+    except (OSError, ValueError) as error:
+        raise UserError(f"annotation file {annotations} cannot be read: {error}") from error
+    _check_ids(truth, results, annotations)
+    return {metric: _scores(truth, results, metric, annotations) for metric in metrics}
+
+
+def _check_ids(truth: hotcoco.COCO, results: list[dict[str, Any]], annotations: Path) -> None:
+    for field, known in (("image_id", truth.imgs), ("category_id", truth.cats)):
+        for result in results:
+            if result[field] not in known:
+                raise UserError(f"a detection has {field} {result[field]}, which {annotations} does not have")
+
+
+def _scores(truth: hotcoco.COCO, results: list[dict[str, Any]], metric: str, annotations: Path) -> CocoScores:
+    if metric == "segm":
+        _check_masks(truth, results, annotations)
+        # With a box in the result its area would decide between small, medium and large.
+        results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
+    evaluator = hotcoco.COCOeval(truth, truth.load_res(results), metric)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    # precision: (10 IoUs, 101 recalls, K classes, 4 areas, 3 limits); recall: the same without recalls.
+    arrays = evaluator.eval
+    categories = truth.cats
+    names = [categories[category]["name"] for category in evaluator.params.cat_ids]
+    return CocoScores(
+        stats={name: _mean(arrays, name) for name in _STATS},
+        per_class={
+            class_name: {name: _mean(arrays, name, slice(k, k + 1)) for name in _PER_CLASS}
+            for k, class_name in enumerate(names)
+        },
+    )
+
+
+def _check_masks(truth: hotcoco.COCO, results: list[dict[str, Any]], annotations: Path) -> None:
+    if any("segmentation" not in result for result in results):
+        raise UserError("metric segm needs masks, and this detector finds only boxes; choose bbox")
+    for annotation in truth.anns.values():
+        if not annotation.get("segmentation"):
+            raise UserError(
+                f"metric segm needs masks, and annotation {annotation['id']} of {annotations} has none; choose bbox"
+            )
+
+
+def _mean(arrays: dict[str, np.ndarray], name: str, classes: slice = slice(None)) -> float:
+    """One of the twelve numbers, over some classes: the mean of all entries that have ground truth, or else -1."""
+    which, ious, area, limit = _STATS[name]
+    values = arrays[which][ious, ..., classes, area, limit]
+    values = values[values > -1]
+    return float(values.mean()) if values.size else -1.0
+
+
+def run_detector(
+    detector: Detector,
+    dataset: CocoDataset,
+    *,
+    long_edge: int,
+    short_edge: int,
+    device: torch.device,
+    amp: str,
+    workers: int,
+    rank: int,
+    world_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]] | None:
+    """Detects objects in all images of a data set, every process in its share, one image at a time.
+
+    The result does not depend on the number of processes. The detector runs in eval mode and gets its training flag
+    back.
+
+    Args:
+        detector: on `device`; `detect` must give boxes in pixels of the image files.
+        dataset: opened for testing.
+        long_edge: the longer edge of a resized image is at most this many pixels.
+        short_edge: the shorter edge of a resized image in pixels.
+        device: where the detector is.
+        amp: "off", "bf16" or "fp16" for backbone and neck; the heads run in float32.
+        workers: processes that read images, for each process here.
+        rank: number of this process, 0 .. world_size - 1.
+        world_size: number of processes; with more than one, the default process group gathers the results.
+        progress: called after every image with the number of images done and to do, of this process.
+
+    Returns:
+        On rank 0 the detections of all images in COCO's results format, in the order of the data set and best first;
+        None on other ranks.
+    """
+    views = test_views(len(dataset.images), rank, world_size, long_edge, short_edge)
+    loader = test_loader(dataset, views, workers=workers, pin=device.type == "cuda")
+    training = detector.training
+    detector.eval()
+    share: list[list[dict[str, Any]]] = []
+    try:
+        with torch.inference_mode():
+            for batch in loader:
+                batch = batch.to(device, non_blocking=True)
+                with torch.autocast(device.type, dtype=_AMP_TYPES[amp], enabled=amp != "off"):
+                    maps = detector.pyramid(batch.images()).maps
+                found = detector.detect([level.float() for level in maps], batch.sizes, batch.scales)
+                share += [
+                    coco_results(detections, image_id, dataset.category_ids)
+                    for detections, image_id in zip(found, batch.image_ids)
+                ]
+                if progress is not None:
+                    progress(len(share), len(views))
+    finally:
+        detector.train(training)
+    shares: list[Any] | None = [share]
+    if world_size > 1:
+        shares = [None] * world_size if rank == 0 else None
+        torch.distributed.gather_object(share, shares, dst=0)
+    if shares is None:
+        return None
+    return [result for i in range(len(dataset.images)) for result in shares[i % world_size][i // world_size]]
