@@ -6,9 +6,11 @@ Letters in shapes: B images, L pyramid levels, level l of H_l x W_l cells with C
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -33,27 +35,27 @@ class Target:
     labels: (N,) int64, 0 .. num_classes - 1.
     masks: (N, H, W) uint8 of zeros and ones, H x W at least the image's size; None where boxes suffice.
     size: (h, w) of the image before padding.
+    padded: (h, w) of the image with its own padding, before it joined a batch of larger ones. Cells beyond it count
+        neither as objects nor as background. None: the image fills the batch.
     """
 
     boxes: Tensor
     labels: Tensor
     masks: Tensor | None = None
     size: tuple[int, int] = field(kw_only=True)
+    padded: tuple[int, int] | None = field(default=None, kw_only=True)
 
-    def to(self, device: object, non_blocking: bool = False) -> Target:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
         """The same target with its tensors on `device`."""
-        masks = None if self.masks is None else self.masks.to(device, non_blocking=non_blocking)
-        return Target(
-            self.boxes.to(device, non_blocking=non_blocking),
-            self.labels.to(device, non_blocking=non_blocking),
-            masks,
-            size=self.size,
-        )
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Target:
         """The same target in page-locked memory."""
-        masks = None if self.masks is None else self.masks.pin_memory()
-        return Target(self.boxes.pin_memory(), self.labels.pin_memory(), masks, size=self.size)
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Target:
+        masks = None if self.masks is None else change(self.masks)
+        return replace(self, boxes=change(self.boxes), labels=change(self.labels), masks=masks)
 
 
 class Detections(NamedTuple):

@@ -1,0 +1,50 @@
+"""Detectors by name."""
+
+from __future__ import annotations
+
+from mgdet.detectors.base import Detector
+from mgdet.detectors.retinanet import RetinaNet
+from mgdet.errors import UserError, nearest
+
+DETECTORS: dict[str, type[Detector]] = {
+    "retinanet": RetinaNet,
+}
+
+
+def build_detector(
+    name: str,
+    *,
+    backbone: str,
+    num_classes: int,
+    deformable: bool = False,
+    channels: int = 256,
+    stacked_convs: int = 4,
+    frozen_stages: int = 1,
+    norm_eval: bool = True,
+) -> Detector:
+    """Builds a detector with random weights.
+
+    Args:
+        name: a key of `DETECTORS`.
+        backbone: name of a timm backbone with four feature stages, e.g. `resnet50` or `resnext101_64x4d`.
+        num_classes: classes without background.
+        deformable: modulated deformable convolutions in stages c3 to c5 of a ResNet.
+        channels: width of neck and heads.
+        stacked_convs: convolutions before the predictors of a dense head.
+        frozen_stages: backbone stages, counted with the stem, that do not train.
+        norm_eval: keep the backbone's batch norm statistics fixed, also in training.
+
+    Raises:
+        UserError: no such detector or backbone; the message names the nearest.
+    """
+    if name not in DETECTORS:
+        raise UserError(f"there is no detector '{name}'{nearest(name, DETECTORS)}")
+    return DETECTORS[name](
+        backbone=backbone,
+        num_classes=num_classes,
+        deformable=deformable,
+        channels=channels,
+        stacked_convs=stacked_convs,
+        frozen_stages=frozen_stages,
+        norm_eval=norm_eval,
+    )

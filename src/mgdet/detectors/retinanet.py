@@ -1,0 +1,156 @@
+"""RetinaNet (Focal Loss for Dense Object Detection, arXiv 1708.02002)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mgdet.detectors.base import Detections, Detector, Target
+from mgdet.layers.anchors import AnchorGrid
+from mgdet.layers.backbone import build_backbone
+from mgdet.layers.boxes import decode, encode, pairwise_iou
+from mgdet.layers.conv import ConvBlock, init_normal
+from mgdet.layers.fpn import FPN
+from mgdet.layers.losses import sigmoid_focal_sum
+from mgdet.layers.matching import IGNORED, match_by_iou
+from mgdet.layers.postprocess import class_nms, top_pairs
+
+STRIDES = (8, 16, 32, 64, 128)
+
+
+class RetinaHead(nn.Module):
+    """Two towers over every pyramid level: class logits and box deltas of nine anchors a cell."""
+
+    def __init__(self, num_classes: int, num_forms: int, channels: int, stacked_convs: int):
+        super().__init__()
+        self.cls_convs = nn.ModuleList(ConvBlock(channels, channels, 3) for _ in range(stacked_convs))
+        self.reg_convs = nn.ModuleList(ConvBlock(channels, channels, 3) for _ in range(stacked_convs))
+        self.retina_cls = nn.Conv2d(channels, num_forms * num_classes, 3, padding=1)
+        self.retina_reg = nn.Conv2d(channels, num_forms * 4, 3, padding=1)
+        init_normal(self, std=0.01)
+        nn.init.constant_(self.retina_cls.bias, -math.log((1 - 0.01) / 0.01))
+
+    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """L maps (B, C, H_l, W_l) to logits (B, A * num_classes, H_l, W_l) and deltas (B, A * 4, H_l, W_l)."""
+        logits, deltas = [], []
+        for level in maps:
+            cls, reg = level, level
+            for block in self.cls_convs:
+                cls = block(cls)
+            for block in self.reg_convs:
+                reg = block(reg)
+            logits.append(self.retina_cls(cls))
+            deltas.append(self.retina_reg(reg))
+        return logits, deltas
+
+
+class RetinaNet(Detector):
+    """One-stage detector on pyramid levels P3 to P7.
+
+    Args:
+        backbone: name of a timm backbone.
+        num_classes: classes without background.
+        deformable: DCNv2 in backbone stages c3 to c5.
+        channels: width of neck and head.
+        stacked_convs: convolutions of each tower.
+        frozen_stages: backbone stages, with the stem, that do not train.
+        norm_eval: keep the backbone's batch norm statistics fixed.
+    """
+
+    num_taps = 5
+
+    def __init__(
+        self,
+        *,
+        backbone: str,
+        num_classes: int,
+        deformable: bool = False,
+        channels: int = 256,
+        stacked_convs: int = 4,
+        frozen_stages: int = 1,
+        norm_eval: bool = True,
+    ):
+        super().__init__()
+        self.num_classes, self.norm_eval, self.tap_channels = num_classes, norm_eval, channels
+        self.score_threshold, self.nms_threshold = 0.05, 0.5
+        self.candidates_per_level, self.max_detections = 1000, 100
+        self.anchors = AnchorGrid(STRIDES, [4 * 2 ** (i / 3) for i in range(3)], [0.5, 1.0, 2.0])
+        self.backbone = build_backbone(backbone, frozen_stages=frozen_stages, deformable=deformable)
+        widths = self.backbone.feature_info.channels()
+        self.neck = FPN(widths[1:], channels, num_levels=5, extra="conv")
+        self.bbox_head = RetinaHead(num_classes, self.anchors.num_forms, channels, stacked_convs)
+
+    def loss_parts(self, maps: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+        """Focal loss and L1 loss of each level, `loss_cls` and `loss_bbox`, (L,) each.
+
+        Both are divided by the number of positive anchors, counted at least 1 in every image.
+        """
+        logits, deltas = self._flat_outputs(maps)
+        sizes = [tuple(level.shape[-2:]) for level in maps]
+        level_anchors = self.anchors.boxes(sizes, maps[0].device)
+        anchors = torch.cat(level_anchors)
+        assigned = [self._assign(anchors, sizes, target) for target in targets]
+        labels, boxes = (torch.stack(column) for column in zip(*assigned))
+        positive = (labels >= 0) & (labels < self.num_classes)
+        num_positive = positive.sum(dim=1).clamp(min=1).sum()
+        cls_parts, bbox_parts, start = [], [], 0
+        for level, level_logits in enumerate(logits):
+            span = slice(start, start + len(level_anchors[level]))
+            cls_parts.append(sigmoid_focal_sum(level_logits.flatten(0, 1), labels[:, span].flatten()))
+            wanted = encode(level_anchors[level], boxes[:, span])
+            error = (deltas[level] - wanted).abs().sum(dim=2)
+            bbox_parts.append(torch.where(positive[:, span], error, 0.0).sum())
+            start = span.stop
+        return {
+            "loss_cls": torch.stack(cls_parts) / num_positive,
+            "loss_bbox": torch.stack(bbox_parts) / num_positive,
+        }
+
+    def detect(
+        self,
+        maps: list[Tensor],
+        sizes: list[tuple[int, int]],
+        scales: list[tuple[float, float]] | None = None,
+    ) -> list[Detections]:
+        """See `Detector.detect`."""
+        logits, deltas = self._flat_outputs(maps)
+        anchors = self.anchors.boxes([tuple(level.shape[-2:]) for level in maps], maps[0].device)
+        results = []
+        for i, size in enumerate(sizes):
+            candidates = []
+            for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors):
+                scores, cells, labels = top_pairs(
+                    level_logits[i].sigmoid(), threshold=self.score_threshold, limit=self.candidates_per_level
+                )
+                boxes = decode(level_anchors[cells], level_deltas[i][cells], size)
+                candidates.append((boxes, scores, labels))
+            boxes, scores, labels = (torch.cat(column) for column in zip(*candidates))
+            if scales is not None:
+                boxes = boxes / boxes.new_tensor(scales[i] * 2)
+            keep = class_nms(boxes, scores, labels, threshold=self.nms_threshold, limit=self.max_detections)
+            results.append(Detections(boxes[keep], scores[keep], labels[keep]))
+        return results
+
+    def _flat_outputs(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The head's outputs in float32 by anchor: logits (B, H_l * W_l * A, num_classes), deltas (B, ..., 4)."""
+        logits, deltas = self.bbox_head(maps)
+        batch = maps[0].shape[0]
+        return (
+            [level.permute(0, 2, 3, 1).reshape(batch, -1, self.num_classes).float() for level in logits],
+            [level.permute(0, 2, 3, 1).reshape(batch, -1, 4).float() for level in deltas],
+        )
+
+    @torch.no_grad()
+    def _assign(self, anchors: Tensor, sizes: list[tuple[int, int]], target: Target) -> tuple[Tensor, Tensor]:
+        """For one image: the label of each anchor (num_classes is background, -1 not counted) and the box it wants."""
+        match = match_by_iou(pairwise_iou(anchors, target.boxes.float()), positive=0.5, negative=0.4, min_positive=0.0)
+        if target.padded is not None:
+            valid = torch.cat(self.anchors.valid(sizes, target.padded, anchors.device))
+            match = torch.where(valid, match, IGNORED)
+        # Row 0 stands for "no object": background, with a box that no loss reads.
+        labels = torch.cat([target.labels.new_tensor([self.num_classes]), target.labels])
+        boxes = torch.cat([target.boxes.new_tensor([[0.0, 0.0, 1.0, 1.0]]), target.boxes]).float()
+        row = match.clamp(min=-1) + 1
+        return torch.where(match == IGNORED, -1, labels[row]), boxes[row]

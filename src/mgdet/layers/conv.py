@@ -1,0 +1,50 @@
+"""The convolution block that necks and heads are built from."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NUM_GROUPS = 32
+
+
+class ConvBlock(nn.Module):
+    """Convolution, optional group norm, optional ReLU; keys `conv.*` and `gn.*` as in the original.
+
+    With a norm the convolution has no bias.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        group_norm: bool = False,
+        relu: bool = True,
+    ):
+        super().__init__()
+        padding = kernel_size // 2
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=not group_norm)
+        self.gn = nn.GroupNorm(NUM_GROUPS, out_channels) if group_norm else None
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) to (B, out_channels, H / stride, W / stride)."""
+        return self.finish(self.conv(x))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What follows the convolution: norm and ReLU."""
+        if self.gn is not None:
+            x = self.gn(x)
+        return F.relu(x, inplace=True) if self.relu else x
+
+
+def init_normal(module: nn.Module, std: float) -> None:
+    """Draws the weights of every convolution and linear layer in `module` from N(0, std); biases are zero."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
