@@ -235,13 +235,13 @@ def test_wrong_input_is_named(write, results, metric, message):
 def test_ground_truth_without_masks_is_named(write):
     truth = random_annotations(np.random.default_rng(0))
     del truth["annotations"][4]["segmentation"]
-    with pytest.raises(UserError, match="annotation 5 of .* has none"):
+    with pytest.raises(UserError, match=r"annotation 5 of .* has none"):
         evaluate(write(truth), [], ["segm"])
 
 
 def test_a_file_that_is_not_coco_is_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere.json cannot be read"):
+    with pytest.raises(UserError, match=r"nowhere\.json cannot be read"):
         evaluate(tmp_path / "nowhere.json", [])
     (tmp_path / "half.json").write_text('{"images": [')
-    with pytest.raises(UserError, match="half.json cannot be read"):
+    with pytest.raises(UserError, match=r"half\.json cannot be read"):
         evaluate(tmp_path / "half.json", [])

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed
 
+from mgdet.data.batch import Batch
 from mgdet.data.coco import CocoDataset
 from mgdet.data.loader import test_loader
 from mgdet.data.sampler import test_views
@@ -132,6 +133,7 @@ def _scores(truth: hotcoco.COCO, results: list[dict[str, Any]], metric: str, ann
     evaluator.accumulate()
     # precision: (10 IoUs, 101 recalls, K classes, 4 areas, 3 limits); recall: the same without recalls.
     arrays = evaluator.eval
+    assert arrays is not None
     categories = truth.cats
     names = [categories[category]["name"] for category in evaluator.params.cat_ids]
     return CocoScores(
@@ -201,18 +203,11 @@ def run_detector(
     detector.eval()
     share: list[list[dict[str, Any]]] = []
     try:
-        with torch.inference_mode():
-            for batch in loader:
-                batch = batch.to(device, non_blocking=True)
-                with torch.autocast(device.type, dtype=_AMP_TYPES[amp], enabled=amp != "off"):
-                    maps = detector.pyramid(batch.images()).maps
-                found = detector.detect([level.float() for level in maps], batch.sizes, batch.scales)
-                share += [
-                    coco_results(detections, image_id, dataset.category_ids)
-                    for detections, image_id in zip(found, batch.image_ids)
-                ]
-                if progress is not None:
-                    progress(len(share), len(views))
+        for batch in loader:
+            found = _detect(detector, batch.to(device, non_blocking=True), amp)
+            share += [coco_results(d, i, dataset.category_ids) for d, i in zip(found, batch.image_ids)]
+            if progress is not None:
+                progress(len(share), len(views))
     finally:
         detector.train(training)
     shares: list[Any] | None = [share]
@@ -222,3 +217,10 @@ def run_detector(
     if shares is None:
         return None
     return [result for i in range(len(dataset.images)) for result in shares[i % world_size][i // world_size]]
+
+
+@torch.inference_mode()
+def _detect(detector: Detector, batch: Batch, amp: str) -> list[Detections]:
+    with torch.autocast(batch.pixels.device.type, dtype=_AMP_TYPES[amp], enabled=amp != "off"):
+        maps = detector.pyramid(batch.images()).maps
+    return detector.detect([level.float() for level in maps], batch.sizes, batch.scales)
