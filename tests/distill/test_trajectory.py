@@ -1,0 +1,96 @@
+"""Three optimisation steps of a published distillation, loss by loss and norm by norm."""
+
+from __future__ import annotations
+
+import pytest
+import recorded
+import torch
+
+from mgdet import MGD, DistilledStudent, Teacher, build_detector
+from mgdet.distill.inherit import inherit
+
+LEVELS = 5
+
+
+def build():
+    student = build_detector("retinanet", backbone="resnet50", num_classes=80)
+    teacher = build_detector("retinanet", backbone="resnext101_64x4d", num_classes=80)
+    model = DistilledStudent(student, [MGD(256, 256, weight=2e-5, mask_ratio=0.65) for _ in range(LEVELS)])
+    recorded.fill(student)
+    recorded.fill(teacher)
+    recorded.fill(model.distill_losses, prefix="distill_losses.")
+    return model, Teacher(teacher)
+
+
+@pytest.mark.slow
+def test_three_steps_of_retinanet(monkeypatch):
+    stored = recorded.record("distill_retina")
+    model, teacher = build()
+    copied = inherit(model.student, teacher.detector)
+    assert len(copied) == stored["student_nonbackbone_equal_teacher"][0]
+    model.train()
+    teacher.train()
+    buffers = {name: value.clone() for name, value in teacher.state_dict().items()}
+
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == stored["optimizer_n_requires_grad"]
+    assert set(trained) == {n for n in stored["optimizer_names"] if stored["grad_norms_after_clip"][n] is not None}
+    group = stored["optimizer_group"]
+    optimizer = torch.optim.SGD(
+        trained.values(), lr=stored["lr_used"], momentum=group["momentum"], weight_decay=group["weight_decay"]
+    )
+    assert stored["optimizer_n_groups"] == len(optimizer.param_groups)
+
+    monkeypatch.setattr(torch, "rand", recorded.mgd_uniform)
+    images, targets = recorded.images(), recorded.targets()
+    for number, step in enumerate(stored["steps"]):
+        losses = model(images, targets, teacher(images))
+        total = sum(losses.values())
+        values = {name: loss.item() for name, loss in losses.items()} | {"loss": total.item()}
+        assert values == pytest.approx(step["log"], rel=1e-5), number
+        optimizer.zero_grad()
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trained.values(), stored["optimizer_config"]["grad_clip"]["max_norm"])
+        assert norm.item() == pytest.approx(step["grad_norm_before_clip"], rel=2e-3), number
+        if number == 0:
+            recorded.assert_gradients(model, stored["grad_norms_after_clip"], tolerance=2e-3)
+        optimizer.step()
+        for name, expected in step["param_norms"].items():
+            assert model.get_parameter(name).double().norm().item() == pytest.approx(expected, rel=1e-5), (number, name)
+
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, buffers[name]), name
+
+
+def test_the_teacher_stays_in_eval_mode_whatever_is_called():
+    detector = build_detector("retinanet", backbone="resnet10t", num_classes=3, channels=32, norm_eval=False)
+    teacher = Teacher(detector)
+    teacher.train()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    taps = teacher(torch.randn(2, 3, 64, 64))
+    assert not any(module.training for module in teacher.modules())
+    assert not any(tap.requires_grad or tap.is_inference() for tap in taps)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_inheriting_across_widths_is_refused_and_copies_nothing():
+    student = build_detector("retinanet", backbone="resnet10t", num_classes=3, channels=32)
+    teacher = build_detector("retinanet", backbone="resnet10t", num_classes=3, channels=64)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    with pytest.raises(ValueError, match="36 entries differ|entries differ, the first is bbox_head"):
+        inherit(student, teacher)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_a_student_without_levels_is_the_detector_alone():
+    detector = build_detector("retinanet", backbone="resnet10t", num_classes=80, channels=32)
+    losses = DistilledStudent(detector)(recorded.images(), recorded.targets())
+    assert set(losses) == {"loss_cls", "loss_bbox"}
+
+
+def test_taps_and_levels_must_agree():
+    detector = build_detector("retinanet", backbone="resnet10t", num_classes=80, channels=32)
+    model = DistilledStudent(detector, [MGD(32, 32, weight=1.0, mask_ratio=0.5)])
+    with pytest.raises(ValueError, match="1 distilled levels"):
+        model(recorded.images(), recorded.targets(), [torch.zeros(2, 32, 24, 32)])
