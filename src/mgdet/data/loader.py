@@ -1,0 +1,80 @@
+"""Batches, read ahead by worker processes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import cv2
+import torch
+from torch.utils.data import DataLoader
+
+from mgdet.data.batch import Batch, collate
+from mgdet.data.coco import CocoDataset
+from mgdet.data.sampler import TrainSampler
+from mgdet.data.transforms import View
+from mgdet.errors import UserError
+
+
+def train_loader(dataset: CocoDataset, sampler: TrainSampler, *, workers: int, pin: bool) -> Iterator[Batch]:
+    """The batches of `sampler`, in its order and for ever.
+
+    The workers start with the first batch and stop when the iterator is closed or forgotten.
+
+    Args:
+        dataset: the images.
+        sampler: which views make a batch.
+        workers: processes that read; 0 reads in this process.
+        pin: put batches into page-locked memory, for a GPU.
+
+    Raises:
+        UserError: by `next`, when an image cannot be read.
+    """
+    return _batches(dataset, sampler, workers=workers, pin=pin)
+
+
+def test_loader(dataset: CocoDataset, views: Sequence[View], *, workers: int, pin: bool) -> Iterator[Batch]:
+    """Batches of one image, in the order of `views`; arguments and errors as in `train_loader`."""
+    return _batches(dataset, [[view] for view in views], workers=workers, pin=pin)
+
+
+class _BatchReader:
+    """The data set as `DataLoader` asks for it: a whole batch at once, with an error as a value.
+
+    An exception that leaves a worker comes back as a page of traceback; a returned one keeps its sentence.
+    """
+
+    def __init__(self, dataset: CocoDataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, views: list[View]) -> Batch | UserError:
+        try:
+            return collate([self.dataset[view] for view in views])
+        except UserError as error:
+            return error
+
+
+def _batches(dataset: CocoDataset, views: Iterable[list[View]], *, workers: int, pin: bool) -> Iterator[Batch]:
+    loader: DataLoader = DataLoader(
+        _BatchReader(dataset),  # type: ignore[arg-type]
+        batch_sampler=views,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=_as_is,
+        pin_memory=pin,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # its own, so that reading draws nothing from the run's
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process' business: it saves, then stops us

@@ -1,0 +1,86 @@
+"""Which images a step sees, and how: a pure function of the seed, the epoch and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mgdet.data.transforms import View
+
+
+class TrainSampler:
+    """Yields views for ever, one micro-batch of this rank at a time.
+
+    One step takes `batch * accumulate * world_size` images of one orientation. An epoch shuffles each orientation,
+    fills it up with its own images to whole steps, and shuffles the steps. All ranks together draw the same views
+    however that product is split. Given to a `DataLoader` as its `batch_sampler`.
+    """
+
+    steps_per_epoch: int
+
+    def __init__(
+        self,
+        portrait: Sequence[bool],
+        *,
+        batch: int,
+        accumulate: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        long_edge: int,
+        short_edge: tuple[int, int],
+        flip: float,
+        start_step: int = 0,
+    ) -> None:
+        """Args:
+        portrait: one flag an image of the data set, at least one image.
+        batch: images a micro-batch.
+        accumulate: micro-batches a step.
+        rank: this process, 0 .. world_size - 1.
+        world_size: number of processes.
+        seed: 0 or more.
+        long_edge: of every view, in pixels.
+        short_edge: lowest and highest, both included; one is drawn for each view.
+        flip: probability of a mirrored view.
+        start_step: the first step to yield, counted from the start of the run.
+        """
+        flags = np.asarray(portrait, dtype=bool)
+        assert len(flags) > 0
+        self._groups = [group for group in (np.flatnonzero(~flags), np.flatnonzero(flags)) if len(group)]
+        self._batch, self._accumulate = batch, accumulate
+        self._rank, self._world_size = rank, world_size
+        self._seed, self._start_step = seed, start_step
+        self._long_edge, self._short_edge, self._flip = long_edge, short_edge, flip
+        self._step_images = batch * accumulate * world_size
+        self.steps_per_epoch = sum(-(-len(group) // self._step_images) for group in self._groups)
+
+    def __iter__(self) -> Iterator[list[View]]:
+        epoch, step = divmod(self._start_step, self.steps_per_epoch)
+        while True:
+            indices, short_edges, flips = self._epoch(epoch)
+            for step in range(step, self.steps_per_epoch):  # noqa: B020
+                for micro in range(self._accumulate):
+                    first = (micro * self._world_size + self._rank) * self._batch
+                    yield [
+                        View(int(indices[step, i]), self._long_edge, int(short_edges[step, i]), bool(flips[step, i]))
+                        for i in range(first, first + self._batch)
+                    ]
+            epoch, step = epoch + 1, 0
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Image indices, short edges and flips of one epoch, each (steps, images a step)."""
+        rng = np.random.default_rng((self._seed, epoch))
+        steps = []
+        for group in self._groups:
+            whole = -(-len(group) // self._step_images) * self._step_images
+            steps.append(np.resize(rng.permutation(group), (whole // self._step_images, self._step_images)))
+        indices = rng.permutation(np.concatenate(steps))
+        low, high = self._short_edge
+        short_edges = rng.integers(low, high, size=indices.shape, endpoint=True)
+        return indices, short_edges, rng.random(indices.shape) < self._flip
+
+
+def test_views(num_images: int, rank: int, world_size: int, long_edge: int, short_edge: int) -> list[View]:
+    """This rank's share of `num_images` images, each once and in order: `rank`, `rank + world_size`, ..."""
+    return [View(index, long_edge, short_edge, False) for index in range(rank, num_images, world_size)]

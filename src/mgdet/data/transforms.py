@@ -1,0 +1,199 @@
+"""From an image file to what a detector sees of it: reading, resizing and flipping, pixel by pixel as MMDetection does.
+
+Pixels stay uint8 in OpenCV's BGR order here; `mgdet.data.batch` normalises them on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torchvision.io import decode_jpeg
+
+from mgdet.detectors.base import Target
+from mgdet.errors import UserError
+
+SIZE_DIVISOR = 32
+"""Heights and widths of batches and of masks are multiples of this, the stride of a backbone's last stage."""
+
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One image of a data set and how to look at it. Samplers make every random choice; reading a view makes none.
+
+    index: position in the data set's `images`.
+    long_edge, short_edge: the resized image is as large as fits both, in pixels, with its ratio kept.
+    flip: mirror it from left to right.
+    """
+
+    index: int
+    long_edge: int
+    short_edge: int
+    flip: bool
+
+
+@dataclass(slots=True)
+class Example:
+    """One image, ready for a batch.
+
+    image: (h, w, 3) uint8, BGR.
+    target: its objects, boxes xyxy in pixels of `image`.
+    file: path of the image file.
+    image_id: its id in the annotation file.
+    original: (h, w) of the image file.
+    scale: (x, y) resize factor from the file to `image`.
+    """
+
+    image: np.ndarray
+    target: Target
+    file: str
+    image_id: int
+    original: tuple[int, int]
+    scale: tuple[float, float]
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Reads an image file of any format that OpenCV knows, turned upright if its EXIF data says so.
+
+    Returns:
+        (h, w, 3) uint8, BGR.
+
+    Raises:
+        UserError: the file is missing, unreadable, or truncated.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"image '{path}' cannot be read: {error.strerror or error}") from None
+    if _truncated_jpeg(data):
+        raise UserError(f"image '{path}' is truncated; copy it again")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise UserError(f"image '{path}' cannot be decoded: it is damaged, truncated or of an unknown format")
+    return image
+
+
+def _truncated_jpeg(data: bytes) -> bool:
+    """OpenCV 4 fills the rest of a truncated JPEG with grey and says nothing, so look for the end ourselves."""
+    if not data.startswith(_JPEG_START) or _JPEG_END in data[-64:]:
+        return False
+    try:  # no end where it belongs: cut off, or something else was appended
+        decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    except RuntimeError:
+        return True
+    return False
+
+
+def resized_size(size: tuple[int, int], long_edge: int, short_edge: int) -> tuple[int, int]:
+    """The largest (h, w) with the ratio of `size`, an (h, w), whose edges are at most `long_edge` and `short_edge`."""
+    height, width = size
+    factor = min(long_edge / max(size), short_edge / min(size))
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+def padded_size(size: tuple[int, int]) -> tuple[int, int]:
+    """The (h, w) `size`, rounded up to multiples of `SIZE_DIVISOR`."""
+    height, width = (-(-edge // SIZE_DIVISOR) * SIZE_DIVISOR for edge in size)
+    return height, width
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes bilinearly.
+
+    Args:
+        image: (H, W, 3) uint8.
+        size: the (h, w) to reach.
+    """
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def flip(image: np.ndarray) -> np.ndarray:
+    """Mirrors an image (h, w, 3) or a mask (h, w) from left to right."""
+    return cv2.flip(image, 1)
+
+
+def resize_boxes(boxes: np.ndarray, scale: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
+    """Scales boxes and clips them to the resized image.
+
+    Args:
+        boxes: (N, 4) float32, xyxy, pixels of the image file.
+        scale: (x, y) resize factor.
+        size: (h, w) of the resized image.
+
+    Returns:
+        (N, 4) float32, xyxy, pixels of the resized image.
+    """
+    height, width = size
+    factors = np.array([*scale, *scale], dtype=np.float32)
+    return np.clip(boxes * factors, 0, np.array([width, height, width, height], dtype=np.float32))
+
+
+def flip_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
+    """Mirrors boxes (N, 4), xyxy, in an image that is `width` pixels wide."""
+    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+
+
+def resize_masks(masks: Sequence[np.ndarray], size: tuple[int, int], flipped: bool) -> np.ndarray:
+    """Resizes masks to the nearest neighbour, flips them if asked, and pads them with zeros.
+
+    Args:
+        masks: N arrays (H, W) uint8 of zeros and ones, pixels of the image file.
+        size: (h, w) of the resized image.
+        flipped: mirror them from left to right.
+
+    Returns:
+        (N, h', w') uint8, `size` rounded up to multiples of `SIZE_DIVISOR`.
+    """
+    height, width = size
+    result = np.zeros((len(masks), *padded_size(size)), dtype=np.uint8)
+    for padded, mask in zip(result, masks):
+        resized = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+        padded[:height, :width] = flip(resized) if flipped else resized
+    return result
+
+
+def make_example(
+    image: np.ndarray,
+    view: View,
+    *,
+    file: str,
+    image_id: int = 0,
+    boxes: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    masks: Sequence[np.ndarray] | None = None,
+) -> Example:
+    """Resizes and flips an image and its objects together.
+
+    Args:
+        image: (H, W, 3) uint8, BGR, as `read_image` returns it.
+        view: which size and whether to flip; its index is not used.
+        file: path of the image file.
+        image_id: its id in the annotation file.
+        boxes: (N, 4) float32, xyxy, pixels of `image`; None: no objects.
+        labels: (N,) int64; None: no objects.
+        masks: N arrays (H, W) uint8 of zeros and ones; None where boxes suffice.
+    """
+    original = (image.shape[0], image.shape[1])
+    size = resized_size(original, view.long_edge, view.short_edge)
+    scale = (size[1] / original[1], size[0] / original[0])
+    image = resize(image, size)
+    boxes = resize_boxes(np.zeros((0, 4), np.float32) if boxes is None else boxes, scale, size)
+    if view.flip:
+        image = flip(image)
+        boxes = flip_boxes(boxes, size[1])
+    target = Target(
+        torch.from_numpy(boxes),
+        torch.from_numpy(np.zeros(0, np.int64) if labels is None else labels),
+        None if masks is None else torch.from_numpy(resize_masks(masks, size, view.flip)),
+        size=size,
+    )
+    return Example(image, target, file, image_id, original, scale)
