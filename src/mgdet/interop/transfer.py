@@ -1,0 +1,56 @@
+"""Turns whatever holds a detector's weights into one clean checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mgdet.errors import UserError
+from mgdet.interop.weights import Checkpoint, read_checkpoint, save_checkpoint
+
+KINDS = {
+    "mgdet": "a checkpoint of mgdet",
+    "mmdetection": "an MMDetection checkpoint",
+    "mgd training": "an MGD training checkpoint",
+    "backbone": "a backbone's weights",
+    "state_dict": "a bare state dict",
+}
+
+
+def transfer(source: Path, out: Path) -> str:
+    """Writes a detector's weights as an MMDetection checkpoint, or as safetensors where OUT ends so.
+
+    Only what is not the detector is left out: teacher, generators, stored feature maps, optimizer, logs.
+
+    Args:
+        source: a checkpoint file or a run's folder.
+        out: a file that does not exist yet, ending in .pth, .pt or .safetensors.
+
+    Returns:
+        What was read, left out and written, in one or two lines.
+
+    Raises:
+        UserError: the source cannot be read, or `out` exists or cannot be written.
+    """
+    out = Path(out)
+    if out.exists():
+        raise UserError(f"{out} exists already; give the name of a new file")
+    if not out.parent.is_dir():
+        raise UserError(f"the folder {out.parent} of {out.name} does not exist; make it first")
+    checkpoint = read_checkpoint(source)
+    save_checkpoint(out, checkpoint.state_dict, classes=checkpoint.classes, config=checkpoint.config)
+    return f"{_read_line(checkpoint)}\n{_written_line(checkpoint, out)}"
+
+
+def _read_line(checkpoint: Checkpoint) -> str:
+    return (
+        f"read {checkpoint.path}: {KINDS[checkpoint.kind]}, {checkpoint.entries} tensors, SHA-256 {checkpoint.sha256}"
+    )
+
+
+def _written_line(checkpoint: Checkpoint, out: Path) -> str:
+    names = (
+        "no class names, the file has none" if checkpoint.classes is None else f"{len(checkpoint.classes)} class names"
+    )
+    parts = [f"{count} {name} tensors" if count else name for name, count in checkpoint.left_out.items()]
+    left = f"; left out {', '.join(parts)}" if parts else ""
+    return f"wrote {out}: {len(checkpoint.state_dict)} tensors, {names}{left}"
