@@ -1,0 +1,267 @@
+"""What a run says: to the screen, to `log.txt`, to `metrics.jsonl`, and to TensorBoard or Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console
+
+from mgdet.errors import UserError
+from mgdet.interop.files import atomic_write
+from mgdet.train.display import MGD_PREFIX, Display, Status, clock
+
+
+class Tracker(Protocol):
+    """A place outside the run's folder that draws curves."""
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Takes values by name, with slashes between groups."""
+
+    def close(self) -> None:
+        """Writes out what is pending."""
+
+
+class RunLog:
+    """The log of one run. On a terminal it is a live display, elsewhere plain lines.
+
+    Args:
+        folder: the run's folder; it exists. `log.txt` is continued; `metrics.jsonl` is cut back to `start_step`, so
+            that after a resume it holds every step once.
+        title: one line that names the run.
+        total_steps: steps of the whole schedule.
+        start_step: steps done before this process; 0 for a fresh run.
+        enabled: off on every rank but 0: then nothing is shown or written.
+        tensorboard: write event files into `folder/tensorboard`.
+        wandb: the Weights & Biases project to log to; empty for none.
+
+    Raises:
+        UserError: tensorboard or wandb is asked for and not installed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        title: str,
+        total_steps: int,
+        start_step: int,
+        enabled: bool = True,
+        tensorboard: bool = False,
+        wandb: str = "",
+    ):
+        self._enabled = enabled
+        if not enabled:
+            return
+        self._trackers: list[Tracker] = []
+        if tensorboard:
+            self._trackers.append(_TensorBoard(folder / "tensorboard", start_step))
+        if wandb:
+            self._trackers.append(_WandB(folder, wandb, start_step))
+        cut_metrics(folder / "metrics.jsonl", start_step)
+        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._text = (folder / "log.txt").open("a", encoding="utf-8")
+        self._status = Status(title, total_steps, start_step)
+        live = sys.stdout.isatty()
+        self._console = Console(
+            file=sys.stdout, force_terminal=live, markup=False, highlight=False, emoji=False, soft_wrap=True
+        )
+        self._display: Display | None = None
+        if live and not self._console.is_dumb_terminal:
+            self._display = Display(self._console, self._status)
+        self._say(title, plain=True)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def tick(self, step: int) -> None:
+        """Says that `step` steps are done. Cheap: call it after every step."""
+        if self._enabled:
+            self._status.step = step
+            self._status.activity = ""
+            if self._display is not None:
+                self._display.refresh()
+
+    def activity(self, text: str, done: int, total: int) -> None:
+        """Shows what goes on between two steps, e.g. "evaluating 12 / 96"; only on a terminal."""
+        if self._enabled and self._display is not None:
+            self._status.activity = f"{text} {done:,} / {total:,}"
+            self._display.refresh()
+
+    def step(
+        self,
+        step: int,
+        *,
+        epoch: float,
+        losses: dict[str, float],
+        lr: float,
+        grad_norm: float,
+        images_per_second: float,
+        data_seconds: float,
+        memory_gib: float,
+    ) -> None:
+        """Logs a point of the training.
+
+        Args:
+            step: steps done.
+            epoch: epochs done, with a fraction.
+            losses: the total first, then each loss; MGD's are named loss_mgd_*, one a level.
+            lr: learning rate of this step.
+            grad_norm: L2 norm before clipping.
+            images_per_second: over all processes.
+            data_seconds: how long a step waited for its images.
+            memory_gib: most memory in use on the device, in GiB.
+        """
+        if not self._enabled:
+            return
+        self._status.step, self._status.epoch, self._status.losses = step, epoch, losses
+        self._status.speed = {
+            "images/s": f"{images_per_second:.1f}",
+            "data wait": f"{data_seconds * 1000:.0f} ms",
+            "memory": f"{memory_gib:.1f} GiB",
+            "lr": f"{lr:.3g}",
+            "grad norm": f"{grad_norm:.2f}",
+        }
+        training = {"lr": lr, "grad_norm": grad_norm, "images_per_second": images_per_second}
+        timing = {"data_seconds": data_seconds, "memory_gib": memory_gib}
+        self._record(
+            {"step": step, "kind": "train", "epoch": epoch, **losses, **training}
+            | {"seconds": round(self._status.seconds, 3), **timing}
+        )
+        self._track(step, "train", {**losses, **training, **timing})
+        self._say(self._step_line(), plain=True)
+
+    def evaluation(self, step: int, metric: str, stats: dict[str, float]) -> None:
+        """Logs the result of an evaluation after `step` steps; the screen shows the average precisions alone.
+
+        Args:
+            step: steps done.
+            metric: "bbox" or "segm".
+            stats: COCO's twelve numbers.
+        """
+        if not self._enabled:
+            return
+        self._record({"step": step, "kind": "eval", "metric": metric, **stats})
+        self._track(step, f"eval/{metric}", stats)
+        shown = {name: "-" if value < 0 else f"{value:.3f}" for name, value in stats.items() if name.startswith("AP")}
+        self._status.evaluations[metric] = (step, shown)
+        self._status.activity = ""
+        self._say(f"step {step:,}  {metric}  " + " ".join(f"{name} {value}" for name, value in shown.items()))
+
+    def message(self, text: str) -> None:
+        """Says a line, on the screen and in `log.txt`."""
+        if self._enabled:
+            self._say(text)
+
+    def close(self) -> None:
+        """Ends the display and closes the files; a second call does nothing."""
+        if not self._enabled:
+            return
+        self._enabled = False
+        if self._display is not None:
+            self._display.refresh(now=True)
+            self._display.close()
+        self._metrics.close()
+        self._text.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+    def _say(self, text: str, plain: bool = False) -> None:
+        """A line for the screen and the file; `plain`: on a terminal the live display shows it in its own way."""
+        self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+        self._text.flush()
+        if not plain or self._display is None:
+            self._console.print(text)
+            self._console.file.flush()
+        if self._display is not None:
+            self._display.refresh(now=True)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        """One line of `metrics.jsonl`; JSON knows no infinity, so what is not finite is null there."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._metrics.write(json.dumps(finite) + "\n")
+        self._metrics.flush()
+
+    def _track(self, step: int, group: str, values: dict[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.log(step, {f"{group}/{name}": value for name, value in values.items()})
+
+    def _step_line(self) -> str:
+        status = self._status
+        (total, loss), *rest = status.losses.items()
+        own = " ".join(f"{name} {v:.4f}" for name, v in rest if not name.startswith(MGD_PREFIX))
+        mgd = " ".join(f"{name.removeprefix(MGD_PREFIX)} {v:.4f}" for name, v in rest if name.startswith(MGD_PREFIX))
+        parts = [f"step {status.step:,}/{status.total_steps:,}", f"epoch {status.epoch:.2f}", f"{total} {loss:.4f}"]
+        parts += [own] if own else []
+        parts += [f"MGD: {mgd}"] if mgd else []
+        parts += [f"{name} {value}" for name, value in status.speed.items()]
+        return "  |  ".join([*parts, f"{clock(status.seconds_left)} left"])
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drops what a metrics file holds of later steps than `step`, and lines that a kill left half-written.
+
+    At step 0 nothing stays. The file is replaced as a whole; without a file nothing happens.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if step > 0 and record["step"] <= step:
+            kept.append(line + b"\n")
+    atomic_write(path, lambda file: file.writelines(kept))
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, start_step: int):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                "train.tensorboard needs TensorBoard; install it with: pip install 'mgdet[tensorboard]'"
+            ) from error
+        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    def __init__(self, folder: Path, project: str, start_step: int):
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError(
+                "train.wandb needs Weights & Biases; install it with: pip install 'mgdet[wandb]'"
+            ) from error
+        self._run = wandb.init(
+            project=project,
+            name=folder.name,
+            dir=str(folder),
+            resume="auto" if start_step else None,
+            settings=wandb.Settings(console="off"),
+        )
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
