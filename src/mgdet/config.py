@@ -32,8 +32,6 @@ class ModelConfig:
     """Modulated deformable convolutions (DCNv2) in stages c3 to c5 of a ResNet."""
     channels: int = 256
     """Width of the neck and of the heads."""
-    stacked_convs: int = 4
-    """Convolutions before the predictors of a dense head."""
     frozen_stages: int = 1
     """How many backbone stages, counted with the stem, do not train: 1 is the stem and the first stage."""
     norm_eval: bool = True
@@ -46,7 +44,6 @@ class ModelConfig:
             self.channels > 0 and self.channels % 32 == 0,
             f"channels is {self.channels}; give a multiple of 32",
         )
-        _require(self.stacked_convs >= 1, f"stacked_convs is {self.stacked_convs}; give 1 or more")
         _require(0 <= self.frozen_stages <= 4, f"frozen_stages is {self.frozen_stages}; give 0 to 4")
 
 

@@ -99,7 +99,7 @@ def assert_detections(found, samples, prefix):
 
 
 def tiny(**changes) -> Detector:
-    return build_detector("retinanet", backbone="resnet10t", channels=32, stacked_convs=1, **{"num_classes": 3, **changes})
+    return build_detector("retinanet", backbone="resnet10t", channels=32, **{"num_classes": 3, **changes})
 
 
 def test_an_image_without_objects_only_gives_a_classification_loss():

@@ -18,7 +18,6 @@ def build_detector(
     num_classes: int,
     deformable: bool = False,
     channels: int = 256,
-    stacked_convs: int = 4,
     frozen_stages: int = 1,
     norm_eval: bool = True,
 ) -> Detector:
@@ -30,7 +29,6 @@ def build_detector(
         num_classes: classes without background.
         deformable: modulated deformable convolutions in stages c3 to c5 of a ResNet.
         channels: width of neck and heads.
-        stacked_convs: convolutions before the predictors of a dense head.
         frozen_stages: backbone stages, counted with the stem, that do not train.
         norm_eval: keep the backbone's batch norm statistics fixed, also in training.
 
@@ -44,7 +42,6 @@ def build_detector(
         num_classes=num_classes,
         deformable=deformable,
         channels=channels,
-        stacked_convs=stacked_convs,
         frozen_stages=frozen_stages,
         norm_eval=norm_eval,
     )

@@ -18,15 +18,16 @@ from mgdet.layers.matching import IGNORED, match_by_iou
 from mgdet.layers.postprocess import class_nms, top_pairs
 
 STRIDES = (8, 16, 32, 64, 128)
+STACKED_CONVS = 4
 
 
 class RetinaHead(nn.Module):
     """Two towers over every pyramid level: class logits and box deltas of nine anchors a cell."""
 
-    def __init__(self, num_classes: int, num_forms: int, channels: int, stacked_convs: int):
+    def __init__(self, num_classes: int, num_forms: int, channels: int):
         super().__init__()
-        self.cls_convs = nn.ModuleList(ConvBlock(channels, channels, 3) for _ in range(stacked_convs))
-        self.reg_convs = nn.ModuleList(ConvBlock(channels, channels, 3) for _ in range(stacked_convs))
+        self.cls_convs = nn.ModuleList(ConvBlock(channels, channels, 3) for _ in range(STACKED_CONVS))
+        self.reg_convs = nn.ModuleList(ConvBlock(channels, channels, 3) for _ in range(STACKED_CONVS))
         self.retina_cls = nn.Conv2d(channels, num_forms * num_classes, 3, padding=1)
         self.retina_reg = nn.Conv2d(channels, num_forms * 4, 3, padding=1)
         init_normal(self, std=0.01)
@@ -54,7 +55,6 @@ class RetinaNet(Detector):
         num_classes: classes without background.
         deformable: DCNv2 in backbone stages c3 to c5.
         channels: width of neck and head.
-        stacked_convs: convolutions of each tower.
         frozen_stages: backbone stages, with the stem, that do not train.
         norm_eval: keep the backbone's batch norm statistics fixed.
     """
@@ -68,7 +68,6 @@ class RetinaNet(Detector):
         num_classes: int,
         deformable: bool = False,
         channels: int = 256,
-        stacked_convs: int = 4,
         frozen_stages: int = 1,
         norm_eval: bool = True,
     ):
@@ -80,7 +79,7 @@ class RetinaNet(Detector):
         self.backbone = build_backbone(backbone, frozen_stages=frozen_stages, deformable=deformable)
         widths = self.backbone.feature_info.channels()
         self.neck = FPN(widths[1:], channels, num_levels=5, extra="conv")
-        self.bbox_head = RetinaHead(num_classes, self.anchors.num_forms, channels, stacked_convs)
+        self.bbox_head = RetinaHead(num_classes, self.anchors.num_forms, channels)
 
     def loss_parts(self, maps: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
         """Focal loss and L1 loss of each level, `loss_cls` and `loss_bbox`, (L,) each.
