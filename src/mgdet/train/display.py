@@ -14,7 +14,7 @@ from rich.text import Text
 
 MGD_PREFIX = "loss_mgd_"
 
-_REDRAW_SECONDS = 0.25
+_REDRAW_SECONDS = 0.5
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class Status:
 
 
 class Display:
-    """A live block on a terminal. It is redrawn by calls alone, at most four times a second: there is no thread that
+    """A live block on a terminal. It is redrawn by calls alone, at most twice a second: there is no thread that
     a data worker's fork could catch in the middle of a line.
 
     Args:
