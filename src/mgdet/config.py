@@ -171,8 +171,8 @@ class TrainConfig:
 class Config:
     """Everything that decides a run."""
 
-    recipe: str
-    """Name of the recipe this came from."""
+    recipe: str = dataclasses.field(default="", init=False)
+    """Name of the recipe that it came from, set by `mgdet.recipes.load_recipe`."""
     student: ModelConfig
     """The detector that trains."""
     teacher: ModelConfig | None = None
@@ -191,7 +191,7 @@ class Config:
     def __post_init__(self) -> None:
         _require(
             (self.teacher is None) == (self.mgd is None),
-            f"recipe {self.recipe} sets only one of teacher and mgd; distillation needs both",
+            "the recipe sets only one of teacher and mgd; distillation needs both",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -253,4 +253,8 @@ def _read_section(kind: Any, values: Any, where: str) -> Any:
     for name in fields:
         if name not in values:
             raise UserError(f"{where} lacks the field '{name}'")
-    return kind(**{name: _read(hints[name], values[name], f"{where}.{name}") for name in fields})
+    read = {name: _read(hints[name], values[name], f"{where}.{name}") for name in fields}
+    section = kind(**{name: value for name, value in read.items() if fields[name].init})
+    for name, value in read.items():
+        setattr(section, name, value)
+    return section

@@ -1,0 +1,40 @@
+"""The learning rate of every iteration, as recorded from the original."""
+
+from __future__ import annotations
+
+import pytest
+import recorded
+
+from mgdet.config import OptimizerConfig, ScheduleConfig
+from mgdet.train.schedule import learning_rate, scaled_lr
+
+STORED = recorded.record("lr_schedule")
+
+
+@pytest.mark.parametrize("name", list(STORED))
+def test_every_iteration(name):
+    stored = STORED[name]
+    epochs, policy = stored["max_epochs"], stored["lr_config"]
+    config = ScheduleConfig(
+        epochs=epochs,
+        drops=tuple(policy["step"]),
+        warmup_steps=policy["warmup_iters"],
+        warmup_ratio=policy["warmup_ratio"],
+    )
+    changes, expected = dict(stored["changes"]), None
+    for step in range(stored["n_iters"]):
+        expected = changes.get(step, expected)
+        found = learning_rate(
+            step, lr=stored["optimizer"]["lr"], steps_per_epoch=stored["n_iters"] // epochs, config=config
+        )
+        assert found == pytest.approx(expected, rel=1e-9), step
+
+
+def test_no_warm_up():
+    config = ScheduleConfig(epochs=2, drops=(), warmup_steps=0)
+    assert learning_rate(0, lr=0.5, steps_per_epoch=10, config=config) == 0.5
+
+
+@pytest.mark.parametrize(("images", "rate"), [(16, 0.01), (2, 0.00125), (64, 0.04)])
+def test_the_rate_follows_the_batch(images, rate):
+    assert scaled_lr(OptimizerConfig(lr=0.01), images) == pytest.approx(rate)
