@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import cv2
 import hotcoco.mask
 import numpy as np
 
@@ -165,7 +166,7 @@ class _Segmentations:
 def _decode_mask(segmentation: list | dict, height: int, width: int) -> np.ndarray:
     rles = hotcoco.mask.frPyObjects(segmentation, height, width)
     mask: np.ndarray = hotcoco.mask.decode(hotcoco.mask.merge(rles) if isinstance(rles, list) else rles)
-    return np.ascontiguousarray(mask)
+    return cv2.transpose(mask.T)  # the same mask, row by row in memory
 
 
 def _require_files(annotations: Path, images: Path) -> None:
@@ -248,7 +249,7 @@ def _check_annotations(records: list, names: dict[int, str], infos: dict[int, Im
         if unknown:
             ids = ", ".join(str(i) for i in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
             valid = ", ".join(str(i) for i in islice(sorted(known), 5)) + (", ..." if len(known) > 5 else "")
-            raise UserError(f"annotations {where} use a {noun} id that no {noun} declares: {ids}; declared are {valid}")
+            raise UserError(f"annotations {where} use {noun} ids that no {noun} declares: {ids}; declared are {valid}")
 
 
 def _select_objects(

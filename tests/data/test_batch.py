@@ -1,0 +1,69 @@
+"""Collating, normalising, padding and travelling between processes."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from mgdet.data.batch import collate
+from mgdet.data.transforms import View, make_example
+
+
+@pytest.fixture
+def examples():
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((40, 70), (50, 60))]
+    boxes, labels = np.array([[1, 2, 30, 20]], np.float32), np.array([3])
+    return [
+        make_example(image, View(0, 70, 50, False), file=f"{i}.png", image_id=i, boxes=boxes, labels=labels, masks=[])
+        for i, image in enumerate(images)
+    ]
+
+
+def test_images_are_normalised_rgb_and_padded_with_zeros(examples):
+    batch = collate(examples)
+    assert batch.pixels.shape == (2, 64, 96, 3)
+    assert batch.pixels.dtype == torch.uint8
+    images = batch.images()
+    assert images.shape == (2, 3, 64, 96)
+    assert images.dtype == torch.float32
+    assert images.is_contiguous()
+    mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+    for image, example in zip(images.numpy(), examples):
+        h, w = example.image.shape[:2]
+        expected = np.zeros((3, 64, 96))
+        expected[:, :h, :w] = ((example.image[..., ::-1] - mean) / std).transpose(2, 0, 1)
+        np.testing.assert_allclose(image, expected, rtol=1e-6, atol=1e-6)
+        assert (image[:, h:] == 0).all()
+        assert (image[:, :, w:] == 0).all()
+
+
+def test_padding_does_not_depend_on_what_lies_there(examples):
+    batch = collate(examples)
+    before = batch.images()
+    batch.pixels[0, batch.sizes[0][0] :] += 1
+    batch.pixels[1, :, batch.sizes[1][1] :] += 1
+    assert torch.equal(batch.images(), before)
+
+
+def test_records_stay_in_order(examples):
+    batch = collate(examples).to("cpu")
+    assert batch.files == ["0.png", "1.png"]
+    assert batch.image_ids == [0, 1]
+    assert batch.originals == [(40, 70), (50, 60)]
+    assert batch.sizes == [(40, 70), (50, 60)]
+    assert batch.scales == [(1.0, 1.0), (1.0, 1.0)]
+
+
+def test_pickle_keeps_everything(examples):
+    batch = collate(examples)
+    copy = pickle.loads(pickle.dumps(batch))
+    assert torch.equal(copy.images(), batch.images())
+    assert copy.files == batch.files
+    assert copy.scales == batch.scales
+    for ours, theirs in zip(copy.targets, batch.targets):
+        assert torch.equal(ours.boxes, theirs.boxes)
+        assert torch.equal(ours.labels, theirs.labels)
+        assert torch.equal(ours.masks, theirs.masks)
+        assert ours.size == theirs.size

@@ -1,0 +1,127 @@
+"""Reading, resizing and flipping: recorded sizes, and pixels by numpy's own arithmetic."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from mgdet.data import transforms
+from mgdet.data.transforms import View, make_example, read_image, resize, resized_size
+from mgdet.errors import UserError
+
+RECORDED = json.loads((Path(__file__).parents[1] / "parity" / "pipeline.json").read_text())["train"]
+
+
+def bilinear(image, size):
+    """Pixel centres at half positions, edges repeated; in float."""
+    for axis, length in enumerate(size):
+        old = image.shape[axis]
+        at = np.clip((np.arange(length) + 0.5) * old / length - 0.5, 0, old - 1)
+        low = np.floor(at).astype(int)
+        part = (at - low).reshape([-1 if i == axis else 1 for i in range(3)])
+        high = np.minimum(low + 1, old - 1)
+        image = image.take(low, axis) * (1 - part) + image.take(high, axis) * part
+    return image
+
+
+@pytest.mark.parametrize("record", RECORDED[::2], ids=lambda r: r["file"])
+def test_recorded_sizes(record):
+    height, width = record["img_shape"][:2]
+    original = (round(height / record["scale_factor"][1]), round(width / record["scale_factor"][0]))
+    assert resized_size(original, 1333, 800) == (height, width)
+    assert transforms.padded_size((height, width)) == tuple(record["pad_shape"][:2])
+
+
+def test_long_edge_limits_a_wide_image():
+    assert resized_size((100, 400), 1333, 800) == (333, 1333)
+    assert resized_size((3, 4000), 1333, 800) == (1, 1333)
+
+
+@pytest.mark.parametrize("size", [(80, 107), (31, 41), (48, 64)])
+def test_resize_is_bilinear(size):
+    image = np.random.default_rng(1).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    assert np.abs(resize(image, size) - bilinear(image.astype(float), size)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("flip", "expected"),
+    [
+        (False, [[120, 20, 180, 40], [160, 60, 200, 100]]),
+        (True, [[20, 20, 80, 40], [0, 60, 40, 100]]),
+    ],
+)
+def test_objects_follow_the_image(flip, expected):
+    image = np.zeros((50, 100, 3), np.uint8)
+    image[10:20, 60:90] = 255
+    boxes = np.array([[60, 10, 90, 20], [80, 30, 120, 60]], np.float32)
+    mask = image[..., 0] // 255
+    example = make_example(
+        image, View(0, 240, 100, flip), file="a.png", boxes=boxes, labels=np.array([4, 2]), masks=[mask, mask]
+    )
+    assert example.image.shape == (100, 200, 3)
+    assert (example.original, example.scale, example.target.size) == ((50, 100), (2.0, 2.0), (100, 200))
+    assert example.target.boxes.dtype == torch.float32
+    assert example.target.boxes.tolist() == expected
+    assert example.target.labels.tolist() == [4, 2]
+
+    x1, y1, x2, y2 = expected[0]
+    filled = torch.zeros(128, 224, dtype=torch.uint8)
+    filled[y1:y2, x1:x2] = 1
+    assert torch.equal(example.target.masks, torch.stack([filled, filled]))
+    bright = np.argwhere(example.image[..., 0] > 127)
+    assert [*bright.min(0)[::-1], *(bright.max(0)[::-1] + 1)] == expected[0]
+
+
+def test_an_image_without_objects():
+    target = make_example(np.zeros((50, 100, 3), np.uint8), View(0, 100, 50, True), file="a.png", masks=[]).target
+    assert target.boxes.shape == (0, 4)
+    assert target.labels.shape == (0,)
+    assert target.masks.shape == (0, 64, 128)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "grey.png"])
+def test_read_image_is_bgr(tmp_path, name):
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[..., 0] = 200
+    stored = pixels[..., 0] if name == "grey.png" else pixels
+    cv2.imwrite(str(tmp_path / name), stored)
+    expected = [200, 200, 200] if name == "grey.png" else [200, 0, 0]
+    assert np.abs(read_image(tmp_path / name).astype(int) - expected).max() <= 2
+
+
+def write_jpeg(path, progressive=0):
+    pixels = np.random.default_rng(2).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    cv2.imwrite(str(path), pixels, [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive])
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("progressive", [0, 1])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_truncated_jpeg_is_named(tmp_path, progressive, share, monkeypatch):
+    path = tmp_path / "cut.jpg"
+    data = write_jpeg(path, progressive)
+    path.write_bytes(data[: int(share * len(data))])
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: np.zeros((64, 64, 3), np.uint8))  # as OpenCV 4: grey, no error
+    with pytest.raises(UserError, match=r"cut\.jpg' is truncated"):
+        read_image(path)
+
+
+def test_jpeg_with_something_appended_is_read(tmp_path):
+    path = tmp_path / "film.jpg"
+    data = write_jpeg(path)
+    plain = read_image(path)
+    path.write_bytes(data + bytes(5000))
+    assert np.array_equal(read_image(path), plain)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\xff\xd8", b"\x89PNG\r\n\x1a\n"])
+def test_unreadable_image_is_named(tmp_path, content):
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"bad\.jpg"):
+        read_image(path)
+    with pytest.raises(UserError, match=r"gone\.jpg"):
+        read_image(tmp_path / "gone.jpg")
