@@ -15,8 +15,9 @@ import sys
 import tarfile
 import zipfile
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import torch
 
@@ -93,19 +94,22 @@ class HostileError(UserError):
     """The pickle names something that no checkpoint needs and that could do harm."""
 
 
-class Name(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Name:
     """On the scanned stack: a class or function, by its full name."""
 
     value: str
 
 
-class Made(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Made:
     """On the scanned stack: what calling a class or function gave, by the full name of that."""
 
     value: str
 
 
-class Text(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Text:
     """On the scanned stack: a string."""
 
     value: str
@@ -201,7 +205,7 @@ class Scan:
 
 def _check_getattr(function: object, args: object) -> None:
     """Lets `getattr` through for a foreign class only: MMEngine's histories name their methods so."""
-    if getattr(function, "value", "") != "builtins.getattr":
+    if function != Name("builtins.getattr"):
         return
     owner = args[0] if isinstance(args, tuple) and len(args) == 2 else None
     if not isinstance(owner, Name) or owner.value.partition(".")[0] in sys.stdlib_module_names | {"torch"}:
@@ -210,7 +214,7 @@ def _check_getattr(function: object, args: object) -> None:
 
 def _pop_mark(stack: list[Any]) -> list[Any]:
     """Takes everything down to the last mark, and the mark."""
-    start = len(stack) - 1 - stack[::-1].index(pickletools.markobject)
+    start = next(i for i in reversed(range(len(stack))) if stack[i] is pickletools.markobject)
     items = stack[start + 1 :]
     del stack[start:]
     return items
@@ -241,6 +245,8 @@ def _scan_file(path: Path) -> Scan:
                 records = [name for name in archive.namelist() if name.endswith("/data.pkl")]
                 if not records:
                     raise ValueError("no data.pkl in the zip file")
+                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                    raise ValueError("a TorchScript program")
                 for record in records:
                     with archive.open(record) as data:
                         scan.read(data)

@@ -16,13 +16,13 @@ KINDS = {
 }
 
 
-def transfer(source: Path, out: Path) -> str:
+def transfer(source: str | Path, out: Path) -> str:
     """Writes a detector's weights as an MMDetection checkpoint, or as safetensors where OUT ends so.
 
     Only what is not the detector is left out: teacher, generators, stored feature maps, optimizer, logs.
 
     Args:
-        source: a checkpoint file or a run's folder.
+        source: a checkpoint file, a run's folder, or an http(s) URL.
         out: a file that does not exist yet, ending in .pth, .pt or .safetensors.
 
     Returns:
