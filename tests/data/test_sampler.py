@@ -69,6 +69,13 @@ def test_epochs_and_seeds_differ():
     assert Counter(PORTRAIT[step[0].index] for step in first) == Counter(PORTRAIT[step[0].index] for step in second)
 
 
+def test_orientations_alternate_at_random():
+    sampler = make(batch=4)
+    kinds = [PORTRAIT[step[0].index] for step in take(sampler, 10 * sampler.steps_per_epoch)]
+    epochs = {tuple(kinds[i : i + sampler.steps_per_epoch]) for i in range(0, len(kinds), sampler.steps_per_epoch)}
+    assert len(epochs) > 3
+
+
 def test_edges_and_flips_are_drawn_over_their_whole_range():
     views = [view for batch in take(make(8, low=798), 200) for view in batch]
     assert Counter(view.short_edge for view in views).keys() == {798, 799, 800}

@@ -35,6 +35,11 @@ def test_recorded_sizes(record):
     assert transforms.padded_size((height, width)) == tuple(record["pad_shape"][:2])
 
 
+def test_both_edges_are_rounded():
+    assert resized_size((426, 640), 1333, 800) == (800, 1202)  # 1201.9
+    assert resized_size((640, 426), 1333, 800) == (1202, 800)
+
+
 def test_long_edge_limits_a_wide_image():
     assert resized_size((100, 400), 1333, 800) == (333, 1333)
     assert resized_size((3, 4000), 1333, 800) == (1, 1333)
