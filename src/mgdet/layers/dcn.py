@@ -1,4 +1,4 @@
-"""Modulated deformable convolution (Deformable ConvNets v2, arXiv 1811.11168, equation 1)."""
+"""Deformable convolution (arXiv 1703.06211): every point of the kernel is sampled at an offset of its own."""
 
 from __future__ import annotations
 
@@ -9,12 +9,25 @@ from torchvision.ops import deform_conv2d
 from mgdet.errors import UserError
 
 
-class ModulatedDeformConv(nn.Conv2d):
-    """A convolution that samples each of its points at a learned offset, with a learned weight.
+def convolve_at(conv: nn.Conv2d, x: Tensor, offsets: Tensor) -> Tensor:
+    """Applies a convolution without bias at moved points, outside autocast: half precision would shift the points.
 
-    `conv_offset` predicts, for k points, 2k offset channels that interleave (y, x) per point and then k modulation
-    channels. It starts at zero: no offset, every point weighted one half.
+    Args:
+        conv: its weight, stride and padding are used; the kernel has k points.
+        x: (B, in_channels, H, W).
+        offsets: (B, 2k, H / stride, W / stride) in cells, (y, x) of each point by row and column of the kernel.
+
+    Returns:
+        (B, out_channels, H / stride, W / stride), of the type of x.
     """
+    stride, padding = (conv.stride[0], conv.stride[1]), (int(conv.padding[0]), int(conv.padding[1]))
+    with torch.autocast(x.device.type, enabled=False):
+        moved: Tensor = deform_conv2d(x.float(), offsets.float(), conv.weight.float(), stride=stride, padding=padding)
+    return moved.to(x.dtype)
+
+
+class DeformConv(nn.Conv2d):
+    """A convolution without bias that learns, in `conv_offset`, where to sample; the offsets start at zero."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int, padding: int, groups: int
@@ -22,22 +35,13 @@ class ModulatedDeformConv(nn.Conv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride=stride, padding=padding, groups=groups, bias=False
         )
-        points = kernel_size * kernel_size
-        self.conv_offset = nn.Conv2d(in_channels, 3 * points, kernel_size, stride=stride, padding=padding)
-        nn.init.zeros_(self.conv_offset.weight)
-        nn.init.zeros_(self.conv_offset.bias)
+        self.conv_offset = nn.Conv2d(in_channels, 2 * kernel_size**2, kernel_size, stride=stride, padding=padding)
+        for parameter in self.conv_offset.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, H / stride, W / stride)."""
-        offset, modulation = torch.tensor_split(self.conv_offset(x), [2 * self.kernel_size[0] ** 2], dim=1)
-        return deform_conv2d(
-            x,
-            offset.to(x.dtype),
-            self.weight.to(x.dtype),
-            stride=self.stride,
-            padding=self.padding,
-            mask=modulation.sigmoid().to(x.dtype),
-        )
+        return convolve_at(self, x, self.conv_offset(x))
 
 
 def deform_stages(backbone: nn.Module, name: str) -> None:
@@ -53,7 +57,7 @@ def deform_stages(backbone: nn.Module, name: str) -> None:
         )
     for block in blocks:
         plain = block.conv2
-        block.conv2 = ModulatedDeformConv(
+        block.conv2 = DeformConv(
             plain.in_channels,
             plain.out_channels,
             plain.kernel_size[0],
