@@ -87,9 +87,19 @@ def targets() -> list[Target]:
     ]
     labels = [[0, 17, 56], [2, 79]]
     return [
-        Target(torch.tensor(b, dtype=torch.float32), torch.tensor(c), size=size)
+        Target(torch.tensor(b, dtype=torch.float32), torch.tensor(c), ellipses(b), size=size)
         for b, c, size in zip(boxes, labels, IMAGE_SIZES)
     ]
+
+
+def ellipses(boxes: list[list[int]]) -> Tensor:
+    """The ellipse inside each box as a mask of the batch images' size, (N, 192, 256) uint8."""
+    y, x = np.mgrid[0:192, 0:256] + 0.5
+    masks = [
+        ((x - (x1 + x2) / 2) / ((x2 - x1) / 2)) ** 2 + ((y - (y1 + y2) / 2) / ((y2 - y1) / 2)) ** 2 <= 1
+        for x1, y1, x2, y2 in boxes
+    ]
+    return torch.from_numpy(np.stack(masks).astype(np.uint8))
 
 
 def synthetic(name: str, shape: tuple[int, ...], scale: float = 1.0, shift: float = 0.0) -> Tensor:

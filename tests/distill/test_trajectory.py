@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import recorded
 import torch
@@ -9,13 +11,32 @@ import torch
 from mgdet import MGD, DistilledStudent, Teacher, build_detector
 from mgdet.distill.inherit import inherit
 
-LEVELS = 5
+
+@dataclass(frozen=True)
+class Pair:
+    """A distillation: its student on a ResNet-50, its teacher, and MGD with a tolerance for gradient norms."""
+
+    student: str
+    teacher: str
+    teacher_backbone: str
+    deformable: bool = False
+    levels: int = 5
+    weight: float = 2e-5
+    mask_ratio: float = 0.65
+    tolerance: float = 2e-3
 
 
-def build():
-    student = build_detector("retinanet", backbone="resnet50", num_classes=80)
-    teacher = build_detector("retinanet", backbone="resnext101_64x4d", num_classes=80)
-    model = DistilledStudent(student, [MGD(256, 256, weight=2e-5, mask_ratio=0.65) for _ in range(LEVELS)])
+PAIRS = {
+    "retina": Pair("retinanet", "retinanet", "resnext101_64x4d"),
+    "solo": Pair("solo", "solo", "resnet101", levels=4),
+}
+
+
+def build(pair: Pair):
+    student = build_detector(pair.student, backbone="resnet50", num_classes=80)
+    teacher = build_detector(pair.teacher, backbone=pair.teacher_backbone, num_classes=80, deformable=pair.deformable)
+    levels = [MGD(256, 256, weight=pair.weight, mask_ratio=pair.mask_ratio) for _ in range(pair.levels)]
+    model = DistilledStudent(student, levels)
     recorded.fill(student)
     recorded.fill(teacher)
     recorded.fill(model.distill_losses, prefix="distill_losses.")
@@ -23,11 +44,14 @@ def build():
 
 
 @pytest.mark.slow
-def test_three_steps_of_retinanet(monkeypatch):
-    stored = recorded.record("distill_retina")
-    model, teacher = build()
-    copied = inherit(model.student, teacher.detector)
-    assert len(copied) == stored["student_nonbackbone_equal_teacher"][0]
+@pytest.mark.parametrize("name", PAIRS)
+def test_three_steps(name, monkeypatch):
+    stored = recorded.record(f"distill_{name}")
+    pair = PAIRS[name]
+    model, teacher = build(pair)
+    if stored["init_student"]:
+        copied = inherit(model.student, teacher.detector)
+        assert len(copied) == stored["student_nonbackbone_equal_teacher"][0]
     model.train()
     teacher.train()
     buffers = {name: value.clone() for name, value in teacher.state_dict().items()}
@@ -42,23 +66,25 @@ def test_three_steps_of_retinanet(monkeypatch):
     assert stored["optimizer_n_groups"] == len(optimizer.param_groups)
 
     monkeypatch.setattr(torch, "rand", recorded.mgd_uniform)
+    monkeypatch.setattr(torch, "randperm", torch.arange)
     images, targets = recorded.images(), recorded.targets()
     for number, step in enumerate(stored["steps"]):
         losses = model(images, targets, teacher(images))
         total = sum(losses.values())
         values = {name: loss.item() for name, loss in losses.items()} | {"loss": total.item()}
-        assert values == pytest.approx(step["log"], rel=1e-5), number
+        expected_log = {name: value for name, value in step["log"].items() if not name.endswith("acc")}
+        assert values == pytest.approx(expected_log, rel=1e-5), number
         optimizer.zero_grad()
         total.backward()
         norm = torch.stack([parameter.grad.double().norm() for parameter in trained.values()]).norm()
-        assert norm.item() == pytest.approx(step["grad_norm_before_clip"], rel=2e-3), number
+        assert norm.item() == pytest.approx(step["grad_norm_before_clip"], rel=pair.tolerance), number
         # The original's float32 sum of squares is off by 1e-4. Its own coefficient keeps this rounding out of the
         # later steps, which would amplify it beyond the tolerance of the losses.
         coefficient = stored["optimizer_config"]["grad_clip"]["max_norm"] / (step["grad_norm_before_clip"] + 1e-6)
         for parameter in trained.values():
             parameter.grad.mul_(min(coefficient, 1.0))
         if number == 0:
-            recorded.assert_gradients(model, stored["grad_norms_after_clip"], tolerance=2e-3)
+            recorded.assert_gradients(model, stored["grad_norms_after_clip"], tolerance=pair.tolerance)
         optimizer.step()
         for name, expected in step["param_norms"].items():
             assert model.get_parameter(name).double().norm().item() == pytest.approx(expected, rel=1e-5), (number, name)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from mgdet.detectors.base import Detector
 from mgdet.detectors.retinanet import RetinaNet
+from mgdet.detectors.solo import SOLO
 from mgdet.errors import UserError, nearest
 
 DETECTORS: dict[str, type[Detector]] = {
     "retinanet": RetinaNet,
+    "solo": SOLO,
 }
 
 

@@ -1,0 +1,348 @@
+"""SOLO (Segmenting Objects by Locations, arXiv 1912.04488)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgdet.detectors.base import Detections, Detector, Target
+from mgdet.layers.backbone import build_backbone
+from mgdet.layers.conv import ConvBlock, init_normal
+from mgdet.layers.fpn import FPN
+from mgdet.layers.losses import sigmoid_focal_sum
+from mgdet.layers.matrix_nms import matrix_nms
+
+STRIDES = (8, 8, 16, 32, 32)
+GRIDS = (40, 36, 24, 16, 12)
+SIZE_RANGES = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
+CENTER_SHARE = 0.2
+STACKED_CONVS = 7
+MASK_WEIGHT = 3.0
+FINEST = 4
+PASTE_PIXELS = 2**26
+
+
+class SOLOHead(nn.Module):
+    """Two towers over every pyramid level: class logits and one mask for each cell of a grid over the image."""
+
+    def __init__(self, num_classes: int, channels: int):
+        super().__init__()
+        widths = [channels] * STACKED_CONVS
+        self.mask_convs = nn.ModuleList(
+            ConvBlock(width + 2 * (i == 0), width, 3, group_norm=True) for i, width in enumerate(widths)
+        )
+        self.cls_convs = nn.ModuleList(ConvBlock(width, width, 3, group_norm=True) for width in widths)
+        self.conv_mask_list = nn.ModuleList(nn.Conv2d(channels, grid**2, 1) for grid in GRIDS)
+        self.conv_cls = nn.Conv2d(channels, num_classes, 3, padding=1)
+        init_normal(self, std=0.01)
+        for name, parameter in self.named_parameters():
+            if name.startswith(("conv_mask_list.", "conv_cls.")) and name.endswith(".bias"):
+                nn.init.constant_(parameter, -math.log((1 - 0.01) / 0.01))
+
+    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Five maps (B, C, H_l, W_l), strides 4 to 64, to mask features and class logits.
+
+        Returns:
+            Features (B, C, H / s, W / s) with s of `STRIDES`, which `masks` reads, and logits (B, num_classes, G, G)
+            with G of `GRIDS`.
+        """
+        finest = F.interpolate(maps[0], size=maps[1].shape[-2:], mode="bilinear")
+        coarsest = F.interpolate(maps[-1], size=maps[-2].shape[-2:], mode="bilinear")
+        features, logits = [], []
+        for level, grid in zip([finest, *maps[1:-1], coarsest], GRIDS):
+            mask = torch.cat([level, coordinates(level)], dim=1)
+            for block in self.mask_convs:
+                mask = block(mask)
+            features.append(mask)
+            cls = F.interpolate(level, size=(grid, grid), mode="bilinear")
+            for block in self.cls_convs:
+                cls = block(cls)
+            logits.append(self.conv_cls(cls))
+        return features, logits
+
+    def masks(self, level: int, features: Tensor, image: Tensor, cell: Tensor) -> Tensor:
+        """The masks of P chosen cells of one level.
+
+        The original upsamples the features and predicts the masks of all cells. A 1x1 convolution commutes with
+        bilinear upsampling, so only the chosen masks are predicted and upsampled.
+
+        Args:
+            level: index of the level.
+            features: (B, C, h, w) of that level.
+            image: (P,) int64, index in the batch.
+            cell: (P,) int64, row * G + column in the grid.
+
+        Returns:
+            (P, 2h, 2w) float32 logits.
+        """
+        layer = self.conv_mask_list[level]
+        cells, column = cell.unique(return_inverse=True)
+        logits = layer.weight[cells].flatten(1) @ features.flatten(2) + layer.bias[cells, None]
+        chosen = logits[image, column].float().unflatten(1, features.shape[-2:])
+        return F.interpolate(chosen[:, None], scale_factor=2, mode="bilinear")[:, 0]
+
+
+def coordinates(level: Tensor) -> Tensor:
+    """Two channels, x and y from -1 to 1, for a map (B, C, H, W): (B, 2, H, W)."""
+    batch, _, height, width = level.shape
+    y = torch.linspace(-1, 1, height, device=level.device, dtype=level.dtype)
+    x = torch.linspace(-1, 1, width, device=level.device, dtype=level.dtype)
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([x, y]).expand(batch, -1, -1, -1)
+
+
+class Objects(NamedTuple):
+    """The N objects of a whole batch.
+
+    image: (N,) int64, index in the batch.
+    labels: (N,) int64.
+    masks: (N, H, W) uint8, H x W the batch images' size.
+    extents: (N, 2) float, width and height of the box in pixels.
+    centers: (N, 2) float, x and y of the mask's centre of mass in pixels; meaningless where the mask is empty.
+    visible: (N,) bool, the mask is not empty.
+    """
+
+    image: Tensor
+    labels: Tensor
+    masks: Tensor
+    extents: Tensor
+    centers: Tensor
+    visible: Tensor
+
+
+def gather_objects(targets: list[Target], size: tuple[int, int]) -> Objects:
+    """The objects of all images; `size` is (H, W) of the batch images.
+
+    Raises:
+        ValueError: a target has no masks.
+    """
+    padded = []
+    for target in targets:
+        if target.masks is None:
+            raise ValueError("SOLO learns from masks and a target has none; read the data set with masks=True")
+        height, width = target.masks.shape[-2:]
+        padded.append(F.pad(target.masks, (0, size[1] - width, 0, size[0] - height)))
+    masks = torch.cat(padded)
+    boxes = torch.cat([target.boxes for target in targets]).float()
+    counts = torch.tensor([len(target.labels) for target in targets], device=masks.device)
+    per_row, per_column = masks.sum(dim=2), masks.sum(dim=1)
+    area = per_row.sum(dim=1)
+    x = (per_column * torch.arange(size[1], device=masks.device)).sum(dim=1)
+    y = (per_row * torch.arange(size[0], device=masks.device)).sum(dim=1)
+    return Objects(
+        image=torch.arange(len(targets), device=masks.device).repeat_interleave(counts, output_size=len(masks)),
+        labels=torch.cat([target.labels for target in targets]),
+        masks=masks,
+        extents=boxes[:, 2:] - boxes[:, :2],
+        centers=torch.stack([x, y], dim=1) / area.float().clamp(min=1)[:, None],
+        visible=area > 0,
+    )
+
+
+def assign_cells(objects: Objects, level: int, batch: int) -> Tensor:
+    """Which object each cell of one level answers for.
+
+    A level takes the objects whose size, the root of their box's area, is in its range. An object takes the cells that
+    the middle fifth of its box touches when that is centred on its mask, at most one cell around the centre. Later
+    objects win.
+
+    Args:
+        objects: of the whole batch.
+        level: index of the level.
+        batch: B.
+
+    Returns:
+        (B, G * G) int64, index into `objects` or -1.
+    """
+    grid, (low, high) = GRIDS[level], SIZE_RANGES[level]
+    size = objects.extents.prod(dim=1).sqrt()
+    taken = objects.visible & (size >= low) & (size <= high)
+    height, width = objects.masks.shape[-2:]
+    pixels = objects.centers.new_tensor([width, height])
+
+    def cell(points: Tensor) -> Tensor:
+        return torch.div(points / pixels, 1 / grid, rounding_mode="trunc")
+
+    reach = 0.5 * objects.extents * CENTER_SHARE
+    center = cell(objects.centers)
+    first = torch.maximum(cell(objects.centers - reach), center - 1).clamp(min=0)
+    last = torch.minimum(cell(objects.centers + reach), center + 1).clamp(max=grid - 1)
+    index = torch.arange(grid, device=pixels.device)
+    inside = (index >= first[:, :, None]) & (index <= last[:, :, None])
+    cover = (inside[:, 1, :, None] & inside[:, 0, None, :]).flatten(1) & taken[:, None]
+    number = torch.arange(len(taken), device=pixels.device)[:, None]
+    owner = torch.full((batch, grid**2), -1, device=pixels.device)
+    image = objects.image[:, None].expand_as(cover)
+    return owner.scatter_reduce(0, image, torch.where(cover, number, -1), "amax")
+
+
+def shrink_masks(masks: Tensor, factor: int) -> Tensor:
+    """Masks (N, H, W) of zeros and ones at 1 / factor of their size, (N, H / factor, W / factor) bool.
+
+    Bilinear sampling at an even factor averages the four pixels in the middle of every factor x factor block, and
+    OpenCV rounds a half up.
+    """
+    low, high = factor // 2 - 1, factor // 2
+    rows = masks[:, low::factor] + masks[:, high::factor]
+    return rows[:, :, low::factor] + rows[:, :, high::factor] >= 2
+
+
+def dice_losses(masks: Tensor, wanted: Tensor, *, eps: float = 1e-3) -> Tensor:
+    """One minus the dice coefficient (arXiv 1606.04797) of probabilities (P, h, w) and bool masks (P, h, w): (P,)."""
+    masks, wanted = masks.flatten(1), wanted.flatten(1).to(masks.dtype)
+    shared = (masks * wanted).sum(dim=1)
+    return 1 - 2 * shared / (masks.square().sum(dim=1) + wanted.sum(dim=1) + 2 * eps)
+
+
+def paste_masks(masks: Tensor, size: tuple[int, int], out: tuple[int, int], *, threshold: float) -> Tensor:
+    """Brings masks to the size of an image, a few at a time so that large images fit into memory.
+
+    Args:
+        masks: (N, H / 4, W / 4) float probabilities over the padded image.
+        size: (h, w) of the image without padding.
+        out: (h, w) of the result.
+        threshold: exclusive lower bound of a mask's probability.
+
+    Returns:
+        (N, *out) bool.
+    """
+    pasted = torch.zeros((len(masks), *out), dtype=torch.bool, device=masks.device)
+    full = [FINEST * edge for edge in masks.shape[-2:]]
+    chunk = max(1, PASTE_PIXELS // max(math.prod(full), math.prod(out)))
+    for start in range(0, len(masks), chunk):
+        part = F.interpolate(masks[start : start + chunk, None], size=full, mode="bilinear")
+        part = F.interpolate(part[:, :, : size[0], : size[1]], size=out, mode="bilinear")
+        pasted[start : start + chunk] = part[:, 0] > threshold
+    return pasted
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """The tight box of each mask (N, H, W) bool: (N, 4) float xyxy, right and bottom one beyond the last pixel.
+
+    The box of an empty mask is all zeros.
+    """
+    edges = []
+    for hit in (masks.any(dim=1).byte(), masks.any(dim=2).byte()):
+        last = hit.shape[1] - hit.flip(1).argmax(dim=1)
+        edges.append(torch.stack([hit.argmax(dim=1), last]) * hit.amax(dim=1))
+    (left, right), (top, bottom) = edges
+    return torch.stack([left, top, right, bottom], dim=1).float()
+
+
+class SOLO(Detector):
+    """One-stage instance segmentation on pyramid levels P2 to P6; its boxes are those of its masks.
+
+    Args:
+        backbone: name of a timm backbone.
+        num_classes: classes without background.
+        deformable: DCNv2 in backbone stages c3 to c5.
+        channels: width of neck and head.
+        frozen_stages: backbone stages, with the stem, that do not train.
+        norm_eval: keep the backbone's batch norm statistics fixed.
+    """
+
+    num_taps = 4
+
+    def __init__(
+        self,
+        *,
+        backbone: str,
+        num_classes: int,
+        deformable: bool = False,
+        channels: int = 256,
+        frozen_stages: int = 1,
+        norm_eval: bool = True,
+    ):
+        super().__init__()
+        self.num_classes, self.norm_eval, self.tap_channels = num_classes, norm_eval, channels
+        self.score_threshold, self.mask_threshold, self.filter_threshold = 0.1, 0.5, 0.05
+        self.nms_sigma, self.nms_candidates, self.max_detections = 2.0, 500, 100
+        self.backbone = build_backbone(backbone, frozen_stages=frozen_stages, deformable=deformable)
+        self.neck = FPN(self.backbone.feature_info.channels(), channels, num_levels=5, extra="pool")
+        self.mask_head = SOLOHead(num_classes, channels)
+
+    def loss_parts(self, maps: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+        """Dice loss `loss_mask`, a mean over positive cells, and focal loss `loss_cls`, scalars.
+
+        The focal loss is divided by the number of positive cells of the batch plus one. Targets need masks.
+        """
+        features, logits = self.mask_head(maps)
+        height, width = maps[0].shape[-2:]
+        objects = gather_objects(targets, (FINEST * height, FINEST * width))
+        own_labels = torch.cat([objects.labels, objects.labels.new_tensor([self.num_classes])])
+        dice, labels = [], []
+        for level, stride in enumerate(STRIDES):
+            owner = assign_cells(objects, level, len(targets))
+            labels.append(own_labels[owner].flatten())  # -1 reads the last, background
+            image, cell = (owner >= 0).nonzero(as_tuple=True)
+            masks = self.mask_head.masks(level, features[level], image, cell).sigmoid()
+            wanted = shrink_masks(objects.masks, stride // 2)[owner[image, cell]]
+            dice.append(dice_losses(masks, wanted))
+        num_positive = sum(len(part) for part in dice)
+        flat_logits = torch.cat([level.permute(0, 2, 3, 1).flatten(0, 2) for level in logits]).float()
+        return {
+            "loss_mask": MASK_WEIGHT * torch.cat(dice).sum() / max(num_positive, 1),
+            "loss_cls": sigmoid_focal_sum(flat_logits, torch.cat(labels)) / (num_positive + 1),
+        }
+
+    def detect(
+        self,
+        maps: list[Tensor],
+        sizes: list[tuple[int, int]],
+        scales: list[tuple[float, float]] | None = None,
+    ) -> list[Detections]:
+        """See `Detector.detect`. The score of a mask is that of its class times its mean probability inside."""
+        features, logits = self.mask_head(maps)
+        scores = [self._peaks(level).permute(0, 2, 3, 1).flatten(1, 2) for level in logits]
+        results = []
+        for i, (height, width) in enumerate(sizes):
+            masks, values, labels = self._candidates(features, scores, i)
+            values = matrix_nms(masks > self.mask_threshold, values, labels, sigma=self.nms_sigma)
+            values, order = values.sort(descending=True)
+            num = min(int((values >= self.filter_threshold).sum()), self.max_detections)
+            values, order = values[:num], order[:num]
+            x, y = (1.0, 1.0) if scales is None else scales[i]
+            out = round(height / y), round(width / x)
+            pasted = paste_masks(masks[order], (height, width), out, threshold=self.mask_threshold)
+            results.append(Detections(mask_boxes(pasted), values, labels[order], pasted))
+        return results
+
+    @staticmethod
+    def _peaks(logits: Tensor) -> Tensor:
+        """Class probabilities of (B, num_classes, G, G) logits, zero where a neighbour has a higher one.
+
+        Neighbours are the cells to the left, above, and above left.
+        """
+        scores = logits.float().sigmoid()
+        highest = F.max_pool2d(scores, kernel_size=2, stride=1, padding=1)[:, :, :-1, :-1]
+        return scores * (highest == scores)
+
+    def _candidates(self, features: list[Tensor], scores: list[Tensor], i: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The best (cell, class) pairs of image `i` before NMS, from scores (B, G * G, num_classes) of each level.
+
+        Returns:
+            Mask probabilities (K, H / 4, W / 4), scores (K,) and labels (K,), best first.
+        """
+        finest = [2 * edge for edge in features[0].shape[-2:]]
+        parts, num_masks = [], 0
+        for level, level_scores in enumerate(scores):
+            cell = (level_scores[i] > self.score_threshold).any(dim=1).nonzero()[:, 0]
+            image = torch.zeros_like(cell)
+            masks = self.mask_head.masks(level, features[level][i : i + 1], image, cell).sigmoid()
+            masks = F.interpolate(masks[:, None], size=finest, mode="bilinear")[:, 0]
+            inside = masks > self.mask_threshold
+            area = inside.sum(dim=(1, 2))
+            certainty = (masks * inside).sum(dim=(1, 2)) / area
+            own = level_scores[i, cell]
+            usable = (own > self.score_threshold) & (area > STRIDES[level])[:, None]
+            row, label = usable.nonzero(as_tuple=True)
+            parts.append((masks, own[row, label] * certainty[row], label, row + num_masks))
+            num_masks += len(masks)
+        all_masks, all_scores, labels, rows = (torch.cat(column) for column in zip(*parts))
+        best, order = all_scores.sort(descending=True)
+        best, order = best[: self.nms_candidates], order[: self.nms_candidates]
+        return all_masks[rows[order]], best, labels[order]
