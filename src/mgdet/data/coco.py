@@ -43,6 +43,7 @@ class CocoDataset:
     images: in the order of the file. For training only those with an object and no edge under `MIN_EDGE`.
     portrait: one flag an image: is it no wider than high?
     annotations: the annotation file.
+    folder: the folder that file names start from.
     notes: sentences on what was left out of training.
     """
 
