@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NUM_GROUPS = 32
+MAX_GROUPS = 32
+CHANNELS_PER_GROUP = 8
 
 
 class ConvBlock(nn.Module):
     """Convolution, optional group norm, optional ReLU; keys `conv.*` and `gn.*` as in the original.
 
-    With a norm the convolution has no bias.
+    With a norm the convolution has no bias. The norm has the original's 32 groups from 256 channels on; narrower blocks
+    keep its eight channels a group, as one channel on a map of one cell would always be normalised to zero.
     """
 
     def __init__(
@@ -27,7 +29,8 @@ class ConvBlock(nn.Module):
         super().__init__()
         padding = kernel_size // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=not group_norm)
-        self.gn = nn.GroupNorm(NUM_GROUPS, out_channels) if group_norm else None
+        num_groups = min(MAX_GROUPS, out_channels // CHANNELS_PER_GROUP)
+        self.gn = nn.GroupNorm(num_groups, out_channels) if group_norm else None
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
