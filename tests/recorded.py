@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mgdet import Target
+from mgdet import Detections, Target
 
 FOLDER = Path(__file__).parent / "parity"
 IMAGE_SIZES = [(192, 256), (160, 224)]
@@ -138,3 +138,21 @@ def assert_gradients(model: nn.Module, norms: dict[str, float | None], *, tolera
             assert parameter.grad is not None, key
             norm = parameter.grad.double().norm().item()
             assert abs(norm - expected) <= tolerance * abs(expected) + 1e-9, (key, norm, expected)
+
+
+def assert_losses(parts: dict[str, Tensor], expected: dict[str, float | list[float]]) -> None:
+    """The same losses, and every value, of every level where a loss has levels, agrees within 1e-5."""
+    assert parts.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(parts[name].detach().numpy(), values, rtol=1e-5, atol=1e-9, err_msg=name)
+
+
+def assert_detections(found: list[Detections], stored: dict, samples: dict[str, np.ndarray], prefix: str) -> None:
+    """As many detections as recorded, best first, and the boxes, scores and labels of the recorded best agree."""
+    for i, detections in enumerate(found):
+        boxes, labels = samples[f"{prefix}.{i}.boxes"], samples[f"{prefix}.{i}.labels"]
+        assert len(detections.scores) == stored[f"{prefix}.{i}.n"]
+        assert (detections.scores.diff() <= 0).all()
+        np.testing.assert_allclose(detections.scores[: len(boxes)], boxes[:, 4], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(detections.boxes[: len(boxes)], boxes[:, :4], atol=0.01, rtol=0)
+        np.testing.assert_array_equal(detections.labels[: len(boxes)], labels)

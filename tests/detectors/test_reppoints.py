@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import recorded
-from mgdet import Detector, Target
-from mgdet.detectors.reppoints import RepPoints, _match_nearest
+from mgdet import Detector, Target, build_detector
+from mgdet.detectors.reppoints import _match_nearest
 from mgdet.layers.matching import NEGATIVE
 
 LEVEL_SIZES = [(24, 32), (12, 16), (6, 8), (3, 4), (2, 2)]
@@ -18,11 +18,13 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module", params=["reppoints_r50", pytest.param("reppoints_x101_32x4d_dcn", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["reppoints_r50", pytest.param("reppoints_x101_32x4d_dcn", marks=pytest.mark.slow)]
+)
 def case(request):
     """(detector with the recorded weights, json record, npz arrays, pyramid of the recorded images)."""
     name = request.param
-    detector = RepPoints(**MODELS[name], num_classes=80)
+    detector = build_detector("reppoints", **MODELS[name], num_classes=80)
     recorded.fill(detector)
     detector.train()
     with torch.no_grad():
@@ -69,7 +71,7 @@ def test_losses_and_gradients(case):
     tolerance = 5e-3 if "dcn" in stored["name"] else 2e-3
     detector.zero_grad()
     parts = detector.loss_parts(detector.pyramid(recorded.images()).maps, recorded.targets())
-    assert_losses(parts, stored["train.losses"])
+    recorded.assert_losses(parts, stored["train.losses"])
     sum(part.sum() for part in parts.values()).backward()
     recorded.assert_gradients(detector, stored["train.grad_norms"], tolerance=tolerance)
     total = torch.stack([p.grad.norm() for p in detector.parameters() if p.grad is not None]).norm().item()
@@ -80,7 +82,7 @@ def test_detections(case, monkeypatch):
     detector, stored, samples, pyramid = case
     monkeypatch.setattr(detector, "score_threshold", 0.001)
     with torch.no_grad():
-        assert_detections(detector.detect(pyramid.maps, recorded.IMAGE_SIZES), stored, samples, "test")
+        recorded.assert_detections(detector.detect(pyramid.maps, recorded.IMAGE_SIZES), stored, samples, "test")
 
 
 def test_synthetic_outputs(case, monkeypatch):
@@ -88,8 +90,8 @@ def test_synthetic_outputs(case, monkeypatch):
     monkeypatch.setattr(detector.bbox_head, "forward", synthetic_outputs)
     monkeypatch.setattr(detector, "score_threshold", 0.001)
     with torch.no_grad():
-        assert_losses(detector.loss_parts(pyramid.maps, recorded.targets()), stored["synth.losses"])
-        assert_detections(detector.detect(pyramid.maps, recorded.IMAGE_SIZES), stored, samples, "synth.test")
+        recorded.assert_losses(detector.loss_parts(pyramid.maps, recorded.targets()), stored["synth.losses"])
+        recorded.assert_detections(detector.detect(pyramid.maps, recorded.IMAGE_SIZES), stored, samples, "synth.test")
 
 
 def synthetic_outputs(_maps):
@@ -101,25 +103,9 @@ def synthetic_outputs(_maps):
     )
 
 
-def assert_losses(parts, expected):
-    assert parts.keys() == expected.keys()
-    for name, values in expected.items():
-        np.testing.assert_allclose(parts[name].detach().numpy(), values, rtol=1e-5, atol=1e-9, err_msg=name)
-
-
-def assert_detections(found, stored, samples, prefix):
-    for i, detections in enumerate(found):
-        boxes, labels = samples[f"{prefix}.{i}.boxes"], samples[f"{prefix}.{i}.labels"]
-        assert len(detections.scores) == stored[f"{prefix}.{i}.n"]
-        assert (detections.scores.diff() <= 0).all()
-        np.testing.assert_allclose(detections.scores[:20], boxes[:, 4], atol=1e-5, rtol=0)
-        np.testing.assert_allclose(detections.boxes[:20], boxes[:, :4], atol=0.01, rtol=0)
-        np.testing.assert_array_equal(detections.labels[:20], labels)
-
-
 def tiny(**changes) -> Detector:
     torch.manual_seed(0)
-    return RepPoints(backbone="resnet10t", channels=32, **{"num_classes": 3, **changes})
+    return build_detector("reppoints", backbone="resnet10t", channels=32, **{"num_classes": 3, **changes})
 
 
 def target(boxes=(), labels=(), **changes) -> Target:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-import recorded
 import torch
 
+import recorded
 from mgdet import MGD, DistilledStudent, Teacher, build_detector
 from mgdet.distill.inherit import inherit
 
@@ -28,6 +28,7 @@ class Pair:
 
 PAIRS = {
     "retina": Pair("retinanet", "retinanet", "resnext101_64x4d"),
+    "reppoints": Pair("reppoints", "reppoints", "resnext101_32x4d", deformable=True),
     "solo": Pair("solo", "solo", "resnet101", levels=4),
 }
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from mgdet.detectors.base import Detector
+from mgdet.detectors.reppoints import RepPoints
 from mgdet.detectors.retinanet import RetinaNet
 from mgdet.detectors.solo import SOLO
 from mgdet.errors import UserError, nearest
 
 DETECTORS: dict[str, type[Detector]] = {
+    "reppoints": RepPoints,
     "retinanet": RetinaNet,
     "solo": SOLO,
 }
