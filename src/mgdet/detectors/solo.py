@@ -79,9 +79,9 @@ class SOLOHead(nn.Module):
         Returns:
             (P, 2h, 2w) float32 logits.
         """
-        layer = self.conv_mask_list[level]
+        weight, bias = self.conv_mask_list[level].parameters()
         cells, column = cell.unique(return_inverse=True)
-        logits = layer.weight[cells].flatten(1) @ features.flatten(2) + layer.bias[cells, None]
+        logits = weight[cells].flatten(1) @ features.flatten(2) + bias[cells, None]
         chosen = logits[image, column].float().unflatten(1, features.shape[-2:])
         return F.interpolate(chosen[:, None], scale_factor=2, mode="bilinear")[:, 0]
 
@@ -246,6 +246,8 @@ class SOLO(Detector):
     """
 
     num_taps = 4
+    class_predictors = ("mask_head.conv_cls.",)
+    has_masks = True
 
     def __init__(
         self,
