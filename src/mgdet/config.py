@@ -163,6 +163,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch", "accumulate", "log_every", "save_every"):
             _require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; give 1 or more")
+        _require(self.seed >= 0, f"train.seed is {self.seed}; give 0 or more")
         _require(self.stop_after >= 0, f"train.stop_after is {self.stop_after}; give 0 or more")
         _require(len(self.metrics) > 0, "train.metrics is empty; give bbox, segm or both")
 
@@ -171,8 +172,6 @@ class TrainConfig:
 class Config:
     """Everything that decides a run."""
 
-    recipe: str = dataclasses.field(default="", init=False)
-    """Name of the recipe that it came from, set by `mgdet.recipes.load_recipe`."""
     student: ModelConfig
     """The detector that trains."""
     teacher: ModelConfig | None = None
@@ -253,8 +252,4 @@ def _read_section(kind: Any, values: Any, where: str) -> Any:
     for name in fields:
         if name not in values:
             raise UserError(f"{where} lacks the field '{name}'")
-    read = {name: _read(hints[name], values[name], f"{where}.{name}") for name in fields}
-    section = kind(**{name: value for name, value in read.items() if fields[name].init})
-    for name, value in read.items():
-        setattr(section, name, value)
-    return section
+    return kind(**{name: _read(hints[name], values[name], f"{where}.{name}") for name in fields})

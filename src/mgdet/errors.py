@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class TrainingError(RuntimeError):
+    """A run that cannot go on: the message says where and why. The command line leaves with exit code 1."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Says which of `choices` was probably meant: `"; did you mean 'x'?"`, or the choices themselves."""
     choices = sorted(choices)

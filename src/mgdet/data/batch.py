@@ -75,14 +75,14 @@ class Batch:
     def __reduce__(self) -> tuple[object, ...]:
         # Between processes a tensor costs an open file and a round trip, whatever its size: boxes and labels go as
         # arrays, by value.
-        objects = [(t.boxes.numpy(), t.labels.numpy(), t.masks, t.size) for t in self.targets]
+        objects = [(t.boxes.numpy(), t.labels.numpy(), t.masks, t.size, t.padded) for t in self.targets]
         return _unpack, (self.pixels, objects, self.files, self.image_ids, self.originals, self.scales)
 
 
 def _unpack(pixels: Tensor, objects: list[tuple], *rest: list) -> Batch:
     targets = [
-        Target(torch.from_numpy(boxes), torch.from_numpy(labels), masks, size=size)
-        for boxes, labels, masks, size in objects
+        Target(torch.from_numpy(boxes), torch.from_numpy(labels), masks, size=size, padded=padded)
+        for boxes, labels, masks, size, padded in objects
     ]
     return Batch(pixels, targets, *rest)
 

@@ -195,5 +195,6 @@ def make_example(
         torch.from_numpy(np.zeros(0, np.int64) if labels is None else labels),
         None if masks is None else torch.from_numpy(resize_masks(masks, size, view.flip)),
         size=size,
+        padded=padded_size(size),
     )
     return Example(image, target, file, image_id, original, scale)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,16 +76,26 @@ class Detections(NamedTuple):
 class Detector(nn.Module):
     """A detector as three plain functions: images to pyramid, pyramid to losses, pyramid to detections.
 
-    A subclass sets `backbone` and `neck` and the attributes below. No method changes what it returns with the
-    training flag; `train()` only decides what the norm layers do, and with `norm_eval` the backbone's batch norms
-    keep their stored statistics for ever.
+    A subclass sets the attributes below. No method changes what it returns with the training flag; `train()` only
+    decides what the norm layers do, and with `norm_eval` the backbone's batch norms keep their statistics for ever.
+
+    backbone: images to stages.
+    neck: stages to a `Pyramid`.
+    num_classes: classes without background.
+    num_taps: levels that can be distilled.
+    tap_channels: their width.
+    class_predictors: prefixes of the state-dict entries whose shape depends on the number of classes.
+    has_masks: does it learn and find masks?
+    norm_eval: do the backbone's batch norms keep their statistics also in training?
     """
 
-    backbone: nn.Module
-    neck: nn.Module
+    backbone: Any
+    neck: Any
     num_classes: int
     num_taps: int
     tap_channels: int
+    class_predictors: tuple[str, ...]
+    has_masks: bool = False
     norm_eval: bool = True
 
     def train(self, mode: bool = True) -> Detector:

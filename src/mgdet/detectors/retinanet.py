@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +9,7 @@ from mgdet.detectors.base import Detections, Detector, Target
 from mgdet.layers.anchors import AnchorGrid
 from mgdet.layers.backbone import build_backbone
 from mgdet.layers.boxes import decode, encode, pairwise_iou
-from mgdet.layers.conv import ConvBlock, init_normal
+from mgdet.layers.conv import ConvBlock, init_bias, init_normal
 from mgdet.layers.fpn import FPN
 from mgdet.layers.losses import sigmoid_focal_sum
 from mgdet.layers.matching import IGNORED, match_by_iou
@@ -31,7 +29,7 @@ class RetinaHead(nn.Module):
         self.retina_cls = nn.Conv2d(channels, num_forms * num_classes, 3, padding=1)
         self.retina_reg = nn.Conv2d(channels, num_forms * 4, 3, padding=1)
         init_normal(self, std=0.01)
-        nn.init.constant_(self.retina_cls.bias, -math.log((1 - 0.01) / 0.01))
+        init_bias(self.retina_cls, probability=0.01)
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """L maps (B, C, H_l, W_l) to logits (B, A * num_classes, H_l, W_l) and deltas (B, A * 4, H_l, W_l)."""
@@ -60,6 +58,7 @@ class RetinaNet(Detector):
     """
 
     num_taps = 5
+    class_predictors = ("bbox_head.retina_cls.",)
 
     def __init__(
         self,
@@ -87,7 +86,7 @@ class RetinaNet(Detector):
         Both are divided by the number of positive anchors, counted at least 1 in every image.
         """
         logits, deltas = self._flat_outputs(maps)
-        sizes = [tuple(level.shape[-2:]) for level in maps]
+        sizes = [(level.shape[-2], level.shape[-1]) for level in maps]
         level_anchors = self.anchors.boxes(sizes, maps[0].device)
         anchors = torch.cat(level_anchors)
         assigned = [self._assign(anchors, sizes, target) for target in targets]
@@ -115,7 +114,7 @@ class RetinaNet(Detector):
     ) -> list[Detections]:
         """See `Detector.detect`."""
         logits, deltas = self._flat_outputs(maps)
-        anchors = self.anchors.boxes([tuple(level.shape[-2:]) for level in maps], maps[0].device)
+        anchors = self.anchors.boxes([(level.shape[-2], level.shape[-1]) for level in maps], maps[0].device)
         results = []
         for i, size in enumerate(sizes):
             candidates = []

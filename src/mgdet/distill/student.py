@@ -22,6 +22,8 @@ class DistilledStudent(nn.Module):
         levels: one `MGD` for each tap, finest level first; empty for a student that learns alone.
     """
 
+    student: Any
+
     def __init__(self, student: nn.Module, levels: Sequence[MGD] = ()):
         super().__init__()
         self.student = student

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,8 @@ class Teacher(nn.Module):
     Args:
         detector: a detector with `pyramid(images)`, see `mgdet.detectors.base.Detector`.
     """
+
+    detector: Any
 
     def __init__(self, detector: nn.Module):
         super().__init__()

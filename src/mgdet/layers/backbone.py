@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 import timm
 import torch
@@ -14,8 +15,8 @@ from mgdet.layers.dcn import deform_stages
 STRIDES = [4, 8, 16, 32]
 
 
-def build_backbone(name: str, *, frozen_stages: int, deformable: bool = False) -> nn.Module:
-    """A backbone with four feature stages, random weights.
+def build_backbone(name: str, *, frozen_stages: int, deformable: bool = False, pretrained: bool = False) -> nn.Module:
+    """A backbone with four feature stages.
 
     Its forward takes images (B, 3, H, W) and returns four maps of strides 4, 8, 16, 32;
     `backbone.feature_info.channels()` are their widths.
@@ -24,6 +25,7 @@ def build_backbone(name: str, *, frozen_stages: int, deformable: bool = False) -
         name: any timm model whose last four stages have strides 4, 8, 16 and 32.
         frozen_stages: how many stages, counted with the stem, get no gradient.
         deformable: modulated deformable 3x3 convolutions in stages 2 to 4 (c3 to c5) of a ResNet.
+        pretrained: timm's weights of that name, downloaded once, instead of random ones.
 
     Raises:
         UserError: timm does not know the name, or the model has no such four stages.
@@ -34,7 +36,7 @@ def build_backbone(name: str, *, frozen_stages: int, deformable: bool = False) -
         hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
         raise UserError(f"timm has no backbone '{name}'; {hint}")
     try:
-        backbone = timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1))
+        backbone: Any = timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1), pretrained=pretrained)
         strides = backbone.feature_info.reduction()
     except (RuntimeError, AssertionError, IndexError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"timm's '{name}' cannot give four feature stages; try resnet50 or convnext_tiny") from error

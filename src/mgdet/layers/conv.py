@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,3 +53,9 @@ def init_normal(module: nn.Module, std: float) -> None:
             nn.init.normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def init_bias(layer: nn.Conv2d, *, probability: float) -> None:
+    """Sets the bias of a classifier so that every class starts with this probability."""
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, -math.log((1 - probability) / probability))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,6 +62,7 @@ class FPN(nn.Module):
             merged[i - 1] = merged[i - 1] + F.interpolate(merged[i], size=merged[i - 1].shape[-2:], mode="nearest")
         taps: list[Tensor] = []
         maps: list[Tensor] = []
+        block: Any
         for level, block in enumerate(self.fpn_convs):
             if level < self.num_stages:
                 source = merged[level]

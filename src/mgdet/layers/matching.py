@@ -24,7 +24,7 @@ def match_by_iou(
         (A,) int64: index of the object, or `NEGATIVE`, or `IGNORED`.
     """
     num_anchors, num_objects = iou.shape
-    if num_objects == 0:
+    if iou.numel() == 0:
         return torch.full((num_anchors,), NEGATIVE, dtype=torch.int64, device=iou.device)
     best, match = iou.max(dim=1)
     match = torch.where(best >= positive, match, torch.where(best < negative, NEGATIVE, IGNORED))

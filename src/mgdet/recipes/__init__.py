@@ -57,13 +57,10 @@ def load_recipe(name: str) -> Config:
         UserError: no such recipe, module or function; the message names the nearest.
     """
     if ":" in name:
-        config = _own_recipe(name)
-    elif name in RECIPES:
-        config = RECIPES[name].build()
-    else:
+        return _own_recipe(name)
+    if name not in RECIPES:
         raise UserError(f"there is no recipe '{name}'{nearest(name, RECIPES)}")
-    config.recipe = name
-    return config
+    return RECIPES[name].build()
 
 
 def _own_recipe(name: str) -> Config:

@@ -36,6 +36,7 @@ class RunLog:
         title: one line that names the run.
         total_steps: steps of the whole schedule.
         start_step: steps done before this process; 0 for a fresh run.
+        evaluated: has the epoch that ends with `start_step` been evaluated? If not, what was logged of it goes.
         enabled: off on every rank but 0: then nothing is shown or written.
         tensorboard: write event files into `folder/tensorboard`.
         wandb: the Weights & Biases project to log to; empty for none.
@@ -51,6 +52,7 @@ class RunLog:
         title: str,
         total_steps: int,
         start_step: int,
+        evaluated: bool = True,
         enabled: bool = True,
         tensorboard: bool = False,
         wandb: str = "",
@@ -63,7 +65,7 @@ class RunLog:
             self._trackers.append(_TensorBoard(folder / "tensorboard", start_step))
         if wandb:
             self._trackers.append(_WandB(folder, wandb, start_step))
-        cut_metrics(folder / "metrics.jsonl", start_step)
+        cut_metrics(folder / "metrics.jsonl", start_step, evaluated)
         self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._text = (folder / "log.txt").open("a", encoding="utf-8")
         self._status = Status(title, total_steps, start_step)
@@ -208,10 +210,11 @@ class RunLog:
         return "  |  ".join([*parts, f"{clock(status.seconds_left)} left"])
 
 
-def cut_metrics(path: Path, step: int) -> None:
+def cut_metrics(path: Path, step: int, evaluated: bool) -> None:
     """Drops what a metrics file holds of later steps than `step`, and lines that a kill left half-written.
 
-    At step 0 nothing stays. The file is replaced as a whole; without a file nothing happens.
+    Of `step` itself an evaluation stays only if it was `evaluated` to the end. At step 0 nothing stays. The file is
+    replaced as a whole; without a file nothing happens.
     """
     if not path.exists():
         return
@@ -221,7 +224,8 @@ def cut_metrics(path: Path, step: int) -> None:
             record = json.loads(line)
         except ValueError:
             continue
-        if step > 0 and record["step"] <= step:
+        last = step if evaluated or record["kind"] == "train" else step - 1
+        if 0 < record["step"] <= last:
             kept.append(line + b"\n")
     atomic_write(path, lambda file: file.writelines(kept))
 

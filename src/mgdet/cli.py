@@ -1,0 +1,278 @@
+"""The commands: each a thin plain function over the package's own parts."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from mgdet.config import Config
+from mgdet.errors import TrainingError, UserError, nearest
+from mgdet.recipes import RECIPES, load_recipe
+
+USAGE = """\
+usage: mgdet COMMAND ...
+
+  recipes                                   what can be trained, and what is published about it
+  train RECIPE [--section.field value ...]  train a student, with its teacher or alone
+  test RECIPE CHECKPOINT                    COCO mAP of a checkpoint
+  transfer IN OUT                           checkpoints to and from MMDetection, or to safetensors
+  predict CHECKPOINT IMAGE_OR_FOLDER ...    annotated pictures and one JSON
+  demo                                      all of it on a data set that it makes, in minutes, on any machine
+
+mgdet COMMAND --help says more of one of them; mgdet --version prints the version."""
+
+Arguments = TypeVar("Arguments")
+COMMAND_STYLE = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+
+
+@dataclass(kw_only=True)
+class TrainArguments:
+    """What `mgdet train` takes beside the recipe."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    """The recipe's settings."""
+    run_dir: str = ""
+    """Folder of the run; empty: runs/RECIPE."""
+    devices: int = 1
+    """Processes on this machine: one for each GPU, or each with its share of the CPU."""
+    resume: bool = False
+    """Go on with the run in the folder."""
+
+
+@dataclass(kw_only=True)
+class TestArguments:
+    """What `mgdet test` takes beside the recipe."""
+
+    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
+    """A checkpoint file, its URL, or a run's folder."""
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    """The recipe's settings."""
+    devices: int = 1
+    """Processes on this machine: one for each GPU, or each with its share of the CPU."""
+    eval: tuple[str, ...] = ("bbox",)
+    """What to measure: bbox, segm or both."""
+    out: str = ""
+    """Also write the detections to this file, in COCO's results format."""
+
+
+@dataclass(kw_only=True)
+class PredictArguments:
+    """Find objects in pictures."""
+
+    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
+    """A checkpoint file, its URL, or a run's folder."""
+    images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE_OR_FOLDER...")]
+    """Image files, or folders of them."""
+    recipe: str = ""
+    """The checkpoint's recipe; only needed for checkpoints that do not come from mgdet."""
+    out: str = "predictions"
+    """Folder for the annotated pictures and detections.json."""
+    score: float = 0.3
+    """Only objects with at least this score."""
+
+
+@dataclass(kw_only=True)
+class TransferArguments:
+    """Read a checkpoint of mgdet, of MMDetection 2.x or 3.x, or of an MGD training run, and write the detector alone."""
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IN")]
+    """A checkpoint file, its URL, or a run's folder."""
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
+    """The file to write: .pth as MMDetection reads it, or .safetensors."""
+
+
+@dataclass(kw_only=True)
+class DemoArguments:
+    """Make a data set, train a teacher, a student alone and the same student with MGD, and compare the three."""
+
+    quick: bool = False
+    """A shorter version, about two minutes on two CPU cores."""
+    out: str = "demo"
+    """Folder for the data set, the runs, the table and the pictures."""
+    seed: int = 0
+    """Seed of the data set and of the three runs."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 2 for bad input, which is said in one sentence."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _print(USAGE)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from mgdet import __version__
+
+        _print(f"mgdet {__version__}")
+        return 0
+    try:
+        if arguments[0] not in COMMANDS:
+            raise UserError(f"there is no command '{arguments[0]}'{nearest(arguments[0], COMMANDS)}")
+        return COMMANDS[arguments[0]](arguments[1:])
+    except UserError as error:
+        _complain(error)
+        return 2
+    except TrainingError as error:
+        _complain(error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 141
+
+
+def recipes(arguments: list[str]) -> int:
+    """`mgdet recipes`"""
+    _parse(dict, arguments, "recipes")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("recipe", "teacher -> student", "baseline", "with MGD", "original config", "MMDetection checkpoint"):
+        table.add_column(column, overflow="fold")
+    for name, recipe in RECIPES.items():
+        pair = f"{recipe.teacher} -> {recipe.student}" if recipe.teacher else recipe.student
+        table.add_row(name, pair, recipe.baseline, recipe.distilled, recipe.original, recipe.checkpoint)
+    console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 250)
+    console.print(table)
+    _print("\nmAP on COCO val2017 as published, in percent; a recipe of your own is MODULE:FUNCTION.")
+    return 0
+
+
+def train(arguments: list[str]) -> int:
+    """`mgdet train RECIPE ...`"""
+    name, rest = _recipe_first(arguments, "train")
+    config = load_recipe(name)
+    parsed = _parse(TrainArguments, rest, f"train {name}", TrainArguments(config=config))
+    folder = Path(parsed.run_dir or f"runs/{name.replace(':', '.')}")
+
+    from mgdet.train.distributed import join, launch, under_torchrun
+    from mgdet.train.loop import train as run
+
+    _check_devices(parsed.devices)
+    if parsed.devices > 1 and not under_torchrun():
+        return launch(parsed.devices, ["train", *arguments])
+    with join() as world, _only_first_speaks(world.main):
+        return run(parsed.config, folder, resume=parsed.resume, world=world)
+
+
+def test(arguments: list[str]) -> int:
+    """`mgdet test RECIPE CHECKPOINT ...`"""
+    name, rest = _recipe_first(arguments, "test")
+    default = TestArguments(checkpoint=tyro.MISSING, config=load_recipe(name))
+    parsed = _parse(TestArguments, rest, f"test {name}", default)
+
+    from mgdet.evaluate.report import test_checkpoint
+    from mgdet.train.distributed import join, launch, under_torchrun
+
+    _check_devices(parsed.devices)
+    if parsed.devices > 1 and not under_torchrun():
+        return launch(parsed.devices, ["test", *arguments])
+    with join() as world, _only_first_speaks(world.main):
+        out = Path(parsed.out) if parsed.out else None
+        test_checkpoint(parsed.config, parsed.checkpoint, metrics=parsed.eval, out=out, world=world, say=_print)
+    return 0
+
+
+def transfer(arguments: list[str]) -> int:
+    """`mgdet transfer IN OUT`"""
+    parsed = _parse(TransferArguments, arguments, "transfer")
+
+    from mgdet.interop.transfer import transfer as run
+
+    _print(run(parsed.source, Path(parsed.out)))
+    return 0
+
+
+def predict(arguments: list[str]) -> int:
+    """`mgdet predict CHECKPOINT IMAGE_OR_FOLDER...`"""
+    parsed = _parse(PredictArguments, arguments, "predict")
+
+    from mgdet.evaluate.predict import predict as run
+
+    config = load_recipe(parsed.recipe).student if parsed.recipe else None
+    run(parsed.checkpoint, parsed.images, student=config, out=Path(parsed.out), score=parsed.score, say=_print)
+    return 0
+
+
+def demo(arguments: list[str]) -> int:
+    """`mgdet demo`"""
+    parsed = _parse(DemoArguments, arguments, "demo")
+
+    from mgdet.demo import demo as run
+
+    return run(Path(parsed.out), quick=parsed.quick, seed=parsed.seed)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "recipes": recipes,
+    "train": train,
+    "test": test,
+    "transfer": transfer,
+    "predict": predict,
+    "demo": demo,
+}
+
+
+def _recipe_first(arguments: list[str], command: str) -> tuple[str, list[str]]:
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    if any(argument in ("-h", "--help") for argument in arguments):
+        return next(iter(RECIPES)), arguments
+    raise UserError(f"mgdet {command} needs a recipe first, e.g. mgdet {command} {next(iter(RECIPES))}")
+
+
+def _parse(kind: type[Arguments], arguments: list[str], command: str, default: Arguments | None = None) -> Arguments:
+    """tyro's parsing, with its errors as one sentence."""
+    options: dict[str, Any] = {"default": default} if default is not None else {}
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, args=arguments, prog=f"mgdet {command}", config=COMMAND_STYLE, **options)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_sentence(complaint.getvalue(), command)) from None
+
+
+def _sentence(complaint: str, command: str) -> str:
+    """The first paragraph of tyro's framed message, and the option that it thinks was meant."""
+    lines = [line.strip("│ ").rstrip() for line in complaint.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("╭", "╰"))]
+    rule = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
+    text = " ".join(lines[:rule]).rstrip(".")
+    meant = next((line.split()[0] for line in lines[rule:] if line.startswith("--")), "")
+    if text.startswith("Unrecognized options") and meant:
+        text += f"; did you mean {meant}?"
+    return f"{text} (mgdet {command} --help lists all options)" if text else f"mgdet {command} cannot be read"
+
+
+def _check_devices(devices: int) -> None:
+    if devices < 1:
+        raise UserError(f"--devices is {devices}; give 1 or more")
+
+
+@contextlib.contextmanager
+def _only_first_speaks(first: bool) -> Any:
+    """Of many processes that fail alike only one says why; an error that only others meet is theirs to say."""
+    try:
+        yield
+    except (UserError, TrainingError) as error:
+        if not first and not getattr(error, "local", False):
+            raise SystemExit(2 if isinstance(error, UserError) else 1) from None
+        raise
+
+
+def _complain(error: Exception) -> None:
+    sys.stderr.write(f"mgdet: {error}\n")
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

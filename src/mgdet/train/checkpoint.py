@@ -1,0 +1,163 @@
+"""A run's folder: which run it holds, and everything needed to go on with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mgdet.config import Config
+from mgdet.errors import UserError
+from mgdet.interop.files import atomic_write
+from mgdet.train.distributed import World
+
+CONFIG_FILE, STATE_FILE = "config.json", "state.pth"
+LAST_FILE, BEST_FILE = "student_last.pth", "student_best.pth"
+
+FREE_TO_CHANGE = (
+    "data.root",
+    "data.workers",
+    "teacher.weights",
+    "train.accumulate",
+    "train.batch",
+    "train.eval_every",
+    "train.log_every",
+    "train.save_every",
+    "train.stop_after",
+    "train.tensorboard",
+    "train.wandb",
+)
+"""What a resumed run may set anew: none of it changes what is computed (of the teacher, its hash is checked)."""
+
+
+@dataclass(slots=True)
+class State:
+    """Everything that a run needs to go on as if it had never stopped.
+
+    Random numbers are not in it: those of a step are a function of the seed, the rank and the step.
+
+    step: steps done.
+    images_per_step: over all processes.
+    model: state dict of `DistilledStudent`.
+    optimizer: state dict of the optimizer.
+    scaler: state dict of the gradient scaler.
+    teacher_sha256: hash of the teacher's file; empty without a teacher.
+    evaluated: has the epoch that ends with `step` been evaluated?
+    best: best score so far, -1 before the first.
+    sums: sums of what is logged, since the last log line.
+    """
+
+    step: int
+    images_per_step: int
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    teacher_sha256: str
+    evaluated: bool = True
+    best: float = -1.0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Writes `state.pth`, whole or not at all."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        atomic_write(folder / STATE_FILE, lambda file: torch.save(values, file))
+
+    @classmethod
+    def load(cls, folder: Path) -> State | None:
+        """Reads `state.pth` onto the CPU; None if the run had not come to its first save.
+
+        Raises:
+            UserError: the file is damaged, or another version wrote it.
+        """
+        path = folder / STATE_FILE
+        if not path.exists():
+            return None
+        try:
+            return cls(**torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:  # torch reports damage in many ways
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"{path} cannot be resumed from: {reason:.200}") from None
+
+
+def open_run(folder: Path, config: Config, *, resume: bool, world: World) -> State | None:
+    """Makes `folder` the home of a new run, or finds the run that it holds.
+
+    Args:
+        folder: the run's folder.
+        config: the run as it is asked for; it is stored.
+        resume: go on with the run there.
+        world: this process among the others; only the first one writes.
+
+    Returns:
+        Where the run stands; None if it starts.
+
+    Raises:
+        UserError: the folder holds a run that is not to be resumed, or another one, or cannot be written.
+    """
+    old = read_config(folder)
+    if old is None and any((folder / name).exists() for name in (STATE_FILE, LAST_FILE, BEST_FILE)):
+        raise UserError(f"{folder} holds weights but no {CONFIG_FILE}; choose another --run-dir")
+    if old is not None:
+        if not resume:
+            raise UserError(f"{folder} already holds a run; add --resume to go on with it, or choose another --run-dir")
+        check_same_run(old, config, folder)
+    state = State.load(folder) if resume else None
+    world.barrier()  # all have looked before the first one writes
+    if world.main:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the run's folder {folder} cannot be made: {error.strerror}") from None
+        write_config(folder, config)
+    return state
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Stores a config as `config.json`."""
+    text = json.dumps(config.to_dict(), indent=2)
+    atomic_write(folder / CONFIG_FILE, lambda file: file.write(text.encode()))
+
+
+def read_config(folder: Path) -> Config | None:
+    """The config of the run that a folder holds; None if it holds none.
+
+    Raises:
+        UserError: `config.json` is damaged.
+    """
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        return None
+    try:
+        return Config.from_dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise UserError(f"{path} is not a run's config: {error}") from None
+
+
+def check_same_run(old: Config, new: Config, folder: Path) -> None:
+    """Refuses to resume with settings that would make another run of it.
+
+    Raises:
+        UserError: names the first setting that differs and may not.
+    """
+    before, after = flatten(old.to_dict()), flatten(new.to_dict())
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name) and name not in FREE_TO_CHANGE:
+            raise UserError(
+                f"{folder} holds a run with {name} {before.get(name)!r}, which --resume cannot change to "
+                f"{after.get(name)!r}; choose another --run-dir"
+            )
+
+
+def flatten(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested dicts as one, with dots between the names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": v for inner, v in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat

@@ -1,0 +1,119 @@
+"""One process or many: joining the others, starting them, and agreeing with them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mgdet.errors import UserError
+
+USER_ERROR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The processes of a run, seen from one of them.
+
+    rank: number of this process, 0 .. size - 1.
+    size: number of processes.
+    device: the device of this process.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Is this the process that writes and speaks?"""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Waits for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of a tensor over all processes, in each of them."""
+        if self.size > 1:
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes by rank, in each of them; any picklable object."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+
+@contextmanager
+def join() -> Iterator[World]:
+    """Joins the processes that torchrun started, NCCL on GPUs and gloo on CPUs; alone without torchrun."""
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if size == 1:
+        yield World(rank=0, size=1, device=device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(rank=rank, size=size, device=device)
+    finally:
+        dist.destroy_process_group()
+
+
+def under_torchrun() -> bool:
+    """Did torchrun start this process?"""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def launch(devices: int, arguments: Sequence[str]) -> int:
+    """Runs `mgdet arguments` in `devices` processes of this machine with torchrun, and waits for them.
+
+    Returns:
+        The exit code: 0, or that of the first process that failed.
+
+    Raises:
+        UserError: there are not so many devices.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    if torch.cuda.is_available() and devices > torch.cuda.device_count():
+        raise UserError(f"--devices is {devices}, but this machine has {torch.cuda.device_count()} GPUs")
+    # Its report of a failed process is a page long; the process itself has said what happened.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=devices,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=uuid.uuid4().hex,
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "mgdet", *arguments)
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        return USER_ERROR if USER_ERROR in codes else next((abs(code) for code in codes if code), 1)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0

@@ -1,0 +1,134 @@
+"""Student and teacher as a config describes them, with every weight accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mgdet.config import Config, ModelConfig
+from mgdet.detectors.base import Detector
+from mgdet.detectors.build import build_detector
+from mgdet.distill.inherit import inherit
+from mgdet.distill.mgd import MGD
+from mgdet.distill.student import DistilledStudent
+from mgdet.distill.teacher import Teacher
+from mgdet.errors import UserError
+from mgdet.interop.backbones import read_timm
+from mgdet.interop.weights import Checkpoint, load_checkpoint, read_checkpoint
+
+RANDOM, TIMM = "random", "timm:"
+
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Models:
+    """What a run trains and what it learns from.
+
+    student: the detector and its generators; the only part that trains.
+    teacher: frozen; None for a student that learns alone.
+    teacher_sha256: hash of the teacher's file; empty without a teacher.
+    """
+
+    student: DistilledStudent
+    teacher: Teacher | None
+    teacher_sha256: str
+
+
+def detector_from(config: ModelConfig, num_classes: int) -> Detector:
+    """The detector that a config section describes, with random weights."""
+    return build_detector(
+        config.detector,
+        backbone=config.backbone,
+        num_classes=num_classes,
+        deformable=config.deformable,
+        channels=config.channels,
+        frozen_stages=config.frozen_stages,
+        norm_eval=config.norm_eval,
+    )
+
+
+def build_models(config: Config, classes: Sequence[str], *, fresh: bool, say: Say) -> Models:
+    """Builds student and teacher and loads what they start from.
+
+    Args:
+        config: the run.
+        classes: class names of the data.
+        fresh: load the student's start weights; a resumed run has its own.
+        say: is told one line for every file that is loaded.
+
+    Raises:
+        UserError: weights that do not fit, class sets that differ, or a student that cannot inherit.
+    """
+    student = detector_from(config.student, len(classes))
+    if fresh:
+        _start(student, config.student.weights, say)
+    if config.teacher is None or config.mgd is None:
+        return Models(DistilledStudent(student), None, "")
+    teacher = detector_from(config.teacher, len(classes))
+    checkpoint = _load_teacher(teacher, config.teacher.weights, classes, say)
+    if student.num_taps != teacher.num_taps:
+        raise UserError(
+            f"a {config.student.detector} has {student.num_taps} levels to distil and a {config.teacher.detector} "
+            f"{teacher.num_taps}; choose a teacher with the same pyramid"
+        )
+    if fresh and config.mgd.inherit:
+        try:
+            copied = inherit(student, teacher)
+        except ValueError as error:
+            raise UserError(f"{error}; set mgd.inherit to False") from None
+        say(f"student inherits {len(copied)} tensors of the teacher's neck and head")
+    levels = [
+        MGD(
+            student.tap_channels,
+            teacher.tap_channels,
+            weight=config.mgd.weight,
+            mask_ratio=config.mgd.mask_ratio,
+        )
+        for _ in range(student.num_taps)
+    ]
+    return Models(DistilledStudent(student, levels), Teacher(teacher), checkpoint.sha256)
+
+
+def load_detector(config: ModelConfig, checkpoint: Checkpoint, classes: Sequence[str]) -> tuple[Detector, str]:
+    """A detector with all the weights of a file, to test or to predict with, and the line that accounts for them.
+
+    Raises:
+        UserError: the file does not fit completely, or knows other classes.
+    """
+    detector = detector_from(config, len(classes))
+    _check_classes(checkpoint, classes)
+    return detector.eval(), load_checkpoint(detector, checkpoint).line()
+
+
+def _start(student: Detector, weights: str, say: Say) -> None:
+    if weights == RANDOM:
+        say("student starts from random weights")
+        return
+    checkpoint = read_timm(weights.removeprefix(TIMM)) if weights.startswith(TIMM) else read_checkpoint(weights)
+    partial: tuple[str, ...] = ()
+    if checkpoint.kind == "backbone":
+        parts = {name.partition(".")[0] for name in student.state_dict()}
+        partial = tuple(f"{part}." for part in sorted(parts - {"backbone"}))
+    elif checkpoint.classes is not None and len(checkpoint.classes) != student.num_classes:
+        partial = student.class_predictors
+    say(f"student: {load_checkpoint(student, checkpoint, partial=partial).line()}")
+
+
+def _load_teacher(teacher: Detector, weights: str, classes: Sequence[str], say: Say) -> Checkpoint:
+    if weights == RANDOM or weights.startswith(TIMM):
+        raise UserError(f"teacher.weights is '{weights}'; a teacher needs the checkpoint of a trained detector")
+    checkpoint = read_checkpoint(weights)
+    _check_classes(checkpoint, classes)
+    say(f"teacher: {load_checkpoint(teacher, checkpoint).line()}")
+    return checkpoint
+
+
+def _check_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> None:
+    if checkpoint.classes is None or checkpoint.classes == tuple(classes):
+        return
+    theirs = checkpoint.classes
+    if len(theirs) != len(classes):
+        raise UserError(f"{checkpoint.path} knows {len(theirs)} classes, the data has {len(classes)}")
+    i = next(i for i, (a, b) in enumerate(zip(theirs, classes)) if a != b)
+    raise UserError(f"{checkpoint.path} knows class {i} as '{theirs[i]}', in the data it is '{classes[i]}'")

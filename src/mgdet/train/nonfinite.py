@@ -1,0 +1,93 @@
+"""What happens when a loss is no number: the run stops, and says and keeps what is needed to find out why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mgdet.data.batch import Batch
+from mgdet.detectors.base import Detector
+from mgdet.distill.student import DistilledStudent
+from mgdet.errors import TrainingError
+from mgdet.interop.files import atomic_write
+from mgdet.train.distributed import World
+
+
+def stop_nonfinite(
+    model: DistilledStudent,
+    batches: Sequence[Batch],
+    losses: Sequence[dict[str, float]],
+    *,
+    step: int,
+    folder: Path,
+    world: World,
+) -> None:
+    """Saves the step's batches and weights, and stops the run. Every process calls it together.
+
+    `nonfinite_step<step>_rank<rank>.pth` in the run's folder holds the student's and the generators' weights before
+    the step, the batches' pixels and targets, their files, and the losses.
+
+    Args:
+        model: as it was when it computed the losses.
+        batches: this process' micro-batches of the step.
+        losses: the losses of each micro-batch.
+        step: number of the step, counted from 1.
+        folder: the run's folder.
+        world: this process among the others.
+
+    Raises:
+        TrainingError: always; it names step, rank, losses, levels and files.
+    """
+    found = []
+    for batch, values in zip(batches, losses):
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            found.append(f"{_describe(model.student, batch, bad, world)} on {', '.join(batch.files)}")
+    file = folder / f"nonfinite_step{step}_rank{world.rank}.pth"
+    if found:
+        _keep(file, model, batches, losses)
+    reports = [f"rank {rank}: {'; '.join(texts)}" for rank, texts in enumerate(world.gather(found)) if texts]
+    where = " | ".join(reports) or "every loss is finite, but the gradient is not"
+    kept = f"; weights and batch are in {folder}/nonfinite_step{step}_rank*.pth" if reports else ""
+    raise TrainingError(f"step {step} stopped the run, before it changed any weight: {where}{kept}")
+
+
+def _describe(detector: Detector, batch: Batch, bad: Sequence[str], world: World) -> str:
+    """The losses that are no numbers; for those that are sums over levels, which levels are to blame."""
+    device_batch = batch.to(world.device)
+    with torch.no_grad():
+        maps = detector.pyramid(device_batch.images()).maps
+        parts = detector.loss_parts([level.float() for level in maps], device_batch.targets)
+    names = []
+    for name in bad:
+        part = parts.get(name)
+        if part is not None and part.ndim:
+            levels = [str(i) for i, value in enumerate(part.tolist()) if not math.isfinite(value)]
+            names.append(f"{name} (level {', '.join(levels)})" if levels else name)
+        else:
+            names.append(name)
+    broken = [str(i) for i, level in enumerate(maps) if not bool(level.isfinite().all())]
+    return ", ".join(names) + (f", pyramid level {', '.join(broken)} already" if broken else "")
+
+
+def _keep(file: Path, model: DistilledStudent, batches: Sequence[Batch], losses: Sequence[dict[str, float]]) -> None:
+    content = {
+        "model": model.state_dict(),
+        "losses": [dict(values) for values in losses],
+        "batches": [
+            {
+                "pixels": batch.pixels.cpu(),
+                "files": batch.files,
+                "image_ids": batch.image_ids,
+                "targets": [
+                    {"boxes": t.boxes.cpu(), "labels": t.labels.cpu(), "size": t.size, "padded": t.padded}
+                    for t in batch.targets
+                ],
+            }
+            for batch in batches
+        ],
+    }
+    atomic_write(file, lambda stream: torch.save(content, stream))
