@@ -12,7 +12,7 @@ from mgdet.detectors.base import Detections, Detector, Target
 from mgdet.layers.anchors import AnchorGrid
 from mgdet.layers.backbone import build_backbone
 from mgdet.layers.boxes import clip, pairwise_iou
-from mgdet.layers.conv import ConvBlock, init_normal
+from mgdet.layers.conv import ConvBlock, init_bias, init_normal
 from mgdet.layers.dcn import convolve_at
 from mgdet.layers.fpn import FPN
 from mgdet.layers.losses import sigmoid_focal_sum
@@ -52,7 +52,7 @@ class RepPointsHead(nn.Module):
         steps = torch.arange(KERNEL_SIZE, dtype=torch.float32) - KERNEL_SIZE // 2
         self.register_buffer("kernel_points", torch.cartesian_prod(steps, steps).reshape(1, -1, 1, 1), persistent=False)
         init_normal(self, std=0.01)
-        nn.init.constant_(self.reppoints_cls_out.bias, -math.log((1 - 0.01) / 0.01))
+        init_bias(self.reppoints_cls_out, probability=0.01)
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """L maps (B, C, H_l, W_l) to logits (B, num_classes, H_l, W_l), first and refined points (B, 18, H_l, W_l)."""
