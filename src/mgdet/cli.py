@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,7 +82,7 @@ class PredictArguments:
 
 @dataclass(kw_only=True)
 class TransferArguments:
-    """Read a checkpoint of mgdet, of MMDetection 2.x or 3.x, or of an MGD training run, and write the detector alone."""
+    """Read a checkpoint of mgdet, MMDetection 2.x or 3.x, or an MGD training run, and write the detector alone."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IN")]
     """A checkpoint file, its URL, or a run's folder."""
@@ -196,8 +195,8 @@ def predict(arguments: list[str]) -> int:
 
     from mgdet.evaluate.predict import predict as run
 
-    config = load_recipe(parsed.recipe).student if parsed.recipe else None
-    run(parsed.checkpoint, parsed.images, student=config, out=Path(parsed.out), score=parsed.score, say=_print)
+    recipe = load_recipe(parsed.recipe) if parsed.recipe else None
+    run(parsed.checkpoint, parsed.images, recipe=recipe, out=Path(parsed.out), score=parsed.score, say=_print)
     return 0
 
 

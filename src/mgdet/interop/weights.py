@@ -265,7 +265,7 @@ def _hint(detector: nn.Module, checkpoint: Checkpoint, report: LoadReport) -> st
     if checkpoint.kind == "backbone":
         return "it holds only a backbone; give the checkpoint of a whole detector"
     here = getattr(detector, "num_classes", None)
-    there = _num_classes(detector, checkpoint)
+    there = count_classes(detector, checkpoint)
     only_heads = not report.unexpected and all(name.startswith(HEADS) for name in report.missing + report.mismatched)
     if isinstance(here, int) and there not in (None, here) and only_heads:
         return f"it was trained for {there} classes, this detector has {here}"
@@ -275,7 +275,7 @@ def _hint(detector: nn.Module, checkpoint: Checkpoint, report: LoadReport) -> st
     return "it probably holds another architecture; check the recipe, its detector and its backbone"
 
 
-def _num_classes(detector: nn.Module, checkpoint: Checkpoint) -> int | None:
+def count_classes(detector: nn.Module, checkpoint: Checkpoint) -> int | None:
     """How many classes a file was trained for: its names say so, else the size of the first predictor that differs."""
     if checkpoint.classes is not None:
         return len(checkpoint.classes)

@@ -6,10 +6,10 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from torch import Tensor
 from mgdet.errors import UserError
 
 USER_ERROR = 2
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,15 @@ class World:
         """Waits for all processes."""
         if self.size > 1:
             dist.barrier()
+
+    def in_turn(self, make: Callable[[], Result]) -> Result:
+        """What `make` returns, made first by the main process and then by the others: what one downloads, all find."""
+        if not self.main:
+            self.barrier()
+        result = make()
+        if self.main:
+            self.barrier()
+        return result
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of a tensor over all processes, in each of them."""

@@ -143,11 +143,7 @@ class Run:
             f"({config.optimizer.lr:g} for {config.optimizer.base_batch})"
         )
         torch.manual_seed(config.train.seed)
-        if not world.main:
-            world.barrier()  # the first process downloads, the others find the files
-        models = build_models(config, self.classes, fresh=state is None, say=log.message)
-        if world.main:
-            world.barrier()
+        models = world.in_turn(lambda: build_models(config, self.classes, fresh=state is None, say=log.message))
         layout = torch.channels_last if world.device.type == "cuda" else torch.contiguous_format
         self.student = models.student.to(world.device).to(memory_format=layout)
         self.teacher = models.teacher.to(world.device).to(memory_format=layout) if models.teacher else None

@@ -1,0 +1,131 @@
+"""What `mgdet test` does: a checkpoint over a data set, its scores as tables, its detections as a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mgdet.config import Config
+from mgdet.data.coco import CocoDataset
+from mgdet.detectors.build import DETECTORS
+from mgdet.errors import UserError
+from mgdet.evaluate.coco import METRICS, CocoScores, evaluate, run_detector
+from mgdet.interop.files import atomic_write
+from mgdet.interop.weights import read_checkpoint
+from mgdet.train.distributed import World
+from mgdet.train.models import load_detector
+
+LINES = {
+    "AP": "average precision, IoU 0.50:0.95",
+    "AP50": "average precision, IoU 0.50",
+    "AP75": "average precision, IoU 0.75",
+    "APs": "average precision, small objects",
+    "APm": "average precision, medium objects",
+    "APl": "average precision, large objects",
+    "AR1": "average recall, 1 detection an image",
+    "AR10": "average recall, 10 detections an image",
+    "AR100": "average recall, 100 detections an image",
+    "ARs": "average recall, small objects",
+    "ARm": "average recall, medium objects",
+    "ARl": "average recall, large objects",
+}
+
+
+def test_checkpoint(
+    config: Config,
+    source: str,
+    *,
+    metrics: Sequence[str],
+    out: Path | None,
+    world: World,
+    say: Callable[[str], None],
+) -> dict[str, CocoScores] | None:
+    """Measures a checkpoint on the evaluation images of a recipe, in float32.
+
+    Args:
+        config: the recipe; its student and its data count.
+        source: a checkpoint file, its URL, or a run's folder.
+        metrics: "bbox", "segm" or both.
+        out: where the detections go in COCO's results format; None for nowhere.
+        world: this process among the others.
+        say: is told what was loaded and the tables; by the first process only.
+
+    Returns:
+        The scores for each metric on rank 0, None on other ranks.
+
+    Raises:
+        UserError: bad input; `out` exists already.
+    """
+    masks = DETECTORS[config.student.detector].has_masks
+    for metric in metrics:
+        if metric not in METRICS:
+            raise UserError(f"--eval has '{metric}'; the choices are {' and '.join(METRICS)}")
+        if metric == "segm" and not masks:
+            raise UserError(f"--eval has segm, but a {config.student.detector} finds only boxes; choose bbox")
+    if out is not None and out.exists():
+        raise UserError(f"{out} exists already; give the name of a new file")
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"the folder {out.parent} of {out.name} does not exist; make it first")
+    root = Path(config.data.root)
+    dataset = CocoDataset(root / config.data.val_annotations, root / config.data.val_images, training=False)
+    checkpoint = world.in_turn(lambda: read_checkpoint(source))
+    detector, line = load_detector(config.student, checkpoint, dataset.classes)
+    with _progress(world) as progress:
+        task = progress.add_task("testing", total=None)
+        results = run_detector(
+            detector.to(world.device),
+            dataset,
+            long_edge=config.data.long_edge,
+            short_edge=config.data.short_edge[1],
+            device=world.device,
+            amp="off",
+            workers=config.data.workers,
+            rank=world.rank,
+            world_size=world.size,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if results is None:
+        return None
+    say(line)
+    scores = evaluate(dataset.annotations, results, metrics)
+    for metric in metrics:
+        say(_tables(metric, scores[metric]))
+    if out is not None:
+        atomic_write(out, lambda file: file.write(json.dumps(results).encode()))
+        say(f"{len(results):,} detections written to {out}")
+    return scores
+
+
+def _progress(world: World) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = world.main and sys.stderr.isatty()
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown)
+
+
+def _tables(metric: str, scores: CocoScores) -> str:
+    """COCO's twelve numbers, and the precisions of each class, in percent."""
+    summary = Table(title=f"{metric}, in percent", title_justify="left", box=None, pad_edge=False, show_header=False)
+    for name, value in scores.stats.items():
+        summary.add_row(name, LINES[name], percent(value))
+    names = list(next(iter(scores.per_class.values())))
+    classes = Table(title=f"\n{metric} of each class", title_justify="left", box=None, pad_edge=False)
+    classes.add_column("class")
+    for name in names:
+        classes.add_column(name, justify="right")
+    for label, values in scores.per_class.items():
+        classes.add_row(label, *(percent(values[name]) for name in names))
+    console = Console(width=100, color_system=None)
+    with console.capture() as captured:
+        console.print(summary, classes)
+    return captured.get().rstrip()
+
+
+def percent(value: float) -> str:
+    """A score in [0, 1] in percent; "-" for -1, where there is nothing to score."""
+    return "-" if value < 0 else f"{100 * value:.1f}"
