@@ -108,6 +108,27 @@ def synthetic(name: str, shape: tuple[int, ...], scale: float = 1.0, shift: floa
     return torch.from_numpy(values.astype(np.float32))
 
 
+def feature_maps() -> list[Tensor]:
+    """Stand in for levels P2 to P6 of the recorded images."""
+    return [synthetic(f"feat.{i}", (2, 256, -(-48 // 2**i), 64 // 2**i)) for i in range(5)]
+
+
+def proposals() -> list[Tensor]:
+    """Fixed proposals of each image, (100, 4) xyxy, best first: random ones, then neighbours of the objects."""
+    found = []
+    for i, ((height, width), target) in enumerate(zip(IMAGE_SIZES, targets())):
+        draw, objects = generator(f"proposals:{i}"), target.boxes.double().numpy()
+        left, top = draw.uniform(0, width - 20, 60), draw.uniform(0, height - 20, 60)
+        across, down = draw.uniform(16, width / 2, 60), draw.uniform(16, height / 2, 60)
+        near = objects[np.arange(40) % len(objects)]
+        extent = np.tile(near[:, 2:] - near[:, :2], 2)
+        jittered = near + 0.15 * extent * draw.standard_normal((40, 4))
+        boxes = np.concatenate([np.stack([left, top, left + across, top + down], axis=1), jittered])
+        limits = [width, height, width, height]
+        found.append(torch.from_numpy(boxes.clip(0, limits).astype(np.float32)))
+    return found
+
+
 def mgd_uniform(size: tuple[int, int, int, int], **_: object) -> Tensor:
     """Stands in for `torch.rand` where MGD draws its mask."""
     batch, _channels, height, width = size

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from mgdet.detectors.base import Detector
+from mgdet.detectors.cascade_mask_rcnn import CascadeMaskRCNN
+from mgdet.detectors.faster_rcnn import FasterRCNN
+from mgdet.detectors.mask_rcnn import MaskRCNN
 from mgdet.detectors.reppoints import RepPoints
 from mgdet.detectors.retinanet import RetinaNet
 from mgdet.detectors.solo import SOLO
 from mgdet.errors import UserError, nearest
 
 DETECTORS: dict[str, type[Detector]] = {
+    "cascade_mask_rcnn": CascadeMaskRCNN,
+    "faster_rcnn": FasterRCNN,
+    "mask_rcnn": MaskRCNN,
     "reppoints": RepPoints,
     "retinanet": RetinaNet,
     "solo": SOLO,

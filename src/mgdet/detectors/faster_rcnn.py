@@ -1,0 +1,73 @@
+"""Faster R-CNN with a feature pyramid (arXiv 1506.01497 and 1612.03144)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mgdet.detectors.base import Detections, Detector, Target
+from mgdet.layers.backbone import build_backbone
+from mgdet.layers.box_head import BoxHead
+from mgdet.layers.fpn import FPN
+from mgdet.layers.roi_head import RoIHead
+from mgdet.layers.rpn import RPNHead
+
+
+class FasterRCNN(Detector):
+    """Two-stage detector: proposals from pyramid levels P2 to P6, regions pooled from P2 to P5.
+
+    Args:
+        backbone: name of a timm backbone.
+        num_classes: classes without background.
+        deformable: deformable convolutions in backbone stages c3 to c5.
+        channels: width of neck and first stage; the second stage is four times as wide.
+        frozen_stages: backbone stages, with the stem, that do not train.
+        norm_eval: keep the backbone's batch norm statistics fixed.
+    """
+
+    num_taps = 4
+    class_predictors = ("roi_head.bbox_head.fc_cls.", "roi_head.bbox_head.fc_reg.")
+
+    def __init__(
+        self,
+        *,
+        backbone: str,
+        num_classes: int,
+        deformable: bool = False,
+        channels: int = 256,
+        frozen_stages: int = 1,
+        norm_eval: bool = True,
+    ):
+        super().__init__()
+        self.num_classes, self.norm_eval, self.tap_channels = num_classes, norm_eval, channels
+        self.score_threshold, self.nms_threshold, self.max_detections = 0.05, 0.5, 100
+        self.backbone = build_backbone(backbone, frozen_stages=frozen_stages, deformable=deformable)
+        self.neck = FPN(self.backbone.feature_info.channels(), channels, num_levels=5, extra="pool")
+        self.rpn_head = RPNHead(channels)
+        self.roi_head = RoIHead(BoxHead(channels, num_classes))
+
+    def loss_parts(self, maps: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+        """`loss_rpn_cls` and `loss_rpn_bbox`, (L,) each, and the scalars `loss_cls` and `loss_bbox`."""
+        logits, deltas = self.rpn_head(maps)
+        sizes = [target.size for target in targets]
+        proposals, _ = self.rpn_head.proposals(logits, deltas, sizes, candidates_per_level=2000, limit=1000)
+        losses = self.rpn_head.losses(logits, deltas, targets)
+        return losses | self.roi_head.losses(maps, proposals, targets)
+
+    def detect(
+        self,
+        maps: list[Tensor],
+        sizes: list[tuple[int, int]],
+        scales: list[tuple[float, float]] | None = None,
+    ) -> list[Detections]:
+        """See `Detector.detect`."""
+        logits, deltas = self.rpn_head(maps)
+        proposals, _ = self.rpn_head.proposals(logits, deltas, sizes, candidates_per_level=1000, limit=1000)
+        return self.roi_head.detect(
+            maps,
+            proposals,
+            sizes,
+            scales,
+            score_threshold=self.score_threshold,
+            nms_threshold=self.nms_threshold,
+            limit=self.max_detections,
+        )

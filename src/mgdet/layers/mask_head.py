@@ -1,0 +1,151 @@
+"""What a two-stage detector says about a region's pixels: a mask of the object in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from mgdet.detectors.base import Detections, Target
+from mgdet.layers.conv import ConvBlock
+from mgdet.layers.roi import join_rois, pool_rois
+from mgdet.layers.sampling import RoISample
+
+POOL_SIZE = 14
+MASK_SIZE = 28
+STACKED_CONVS = 4
+
+
+class MaskHead(nn.Module):
+    """Four convolutions over a region's 14 x 14 cells, doubled to 28 x 28, and one mask for each class.
+
+    Args:
+        channels: width of the pyramid and of every layer.
+        num_classes: classes without background.
+    """
+
+    def __init__(self, channels: int, num_classes: int):
+        super().__init__()
+        self.convs = nn.ModuleList(ConvBlock(channels, channels, 3) for _ in range(STACKED_CONVS))
+        self.upsample = nn.ConvTranspose2d(channels, channels, 2, stride=2)
+        self.conv_logits = nn.Conv2d(channels, num_classes, 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, maps: list[Tensor], rois: Tensor) -> Tensor:
+        """Logits (K, num_classes, 28, 28), float32, of regions (K, 5) on pyramid levels (B, C, H_l, W_l)."""
+        x = pool_rois(maps, rois, POOL_SIZE)
+        for block in self.convs:
+            x = block(x)
+        logits: Tensor = self.conv_logits(F.relu(self.upsample(x), inplace=True))
+        return logits.float()
+
+    def loss(self, maps: list[Tensor], samples: list[RoISample], targets: list[Target]) -> Tensor:
+        """Binary cross entropy of the positive regions' own class, averaged over regions and cells; a scalar.
+
+        Args:
+            maps: pyramid levels (B, C, H_l, W_l).
+            samples: one of each image.
+            targets: one of each image, with masks.
+
+        Raises:
+            ValueError: a target has no masks.
+        """
+        boxes = [sample.boxes[: len(sample.objects)] for sample in samples]
+        logits = self(maps, join_rois(boxes))
+        if len(logits) == 0:
+            return logits.sum()
+        wanted = torch.cat([crop_masks(*triple) for triple in zip(targets, boxes, (s.objects for s in samples))])
+        labels = torch.cat([target.labels[sample.objects] for sample, target in zip(samples, targets)])
+        own = logits[torch.arange(len(logits), device=logits.device), labels]
+        return F.binary_cross_entropy_with_logits(own, wanted.float())
+
+
+def crop_masks(target: Target, boxes: Tensor, objects: Tensor) -> Tensor:
+    """The part of an object's mask inside a box, averaged to 28 x 28 cells, at least one half.
+
+    Args:
+        target: an image's ground truth, with masks.
+        boxes: (P, 4) xyxy, pixels of the batch image.
+        objects: (P,) int64, whose mask to cut for each box.
+
+    Returns:
+        (P, 28, 28) bool.
+
+    Raises:
+        ValueError: the target has no masks.
+    """
+    if target.masks is None:
+        raise ValueError("a detector with a mask head trains on targets with masks; this target has none")
+    rois = torch.cat([objects[:, None].to(boxes), boxes], dim=1)
+    cells = roi_align(target.masks[:, None].float(), rois, MASK_SIZE, 1.0, sampling_ratio=0, aligned=True)
+    return cells[:, 0] >= 0.5
+
+
+def detect_masks(
+    heads: Sequence[MaskHead],
+    maps: list[Tensor],
+    found: list[Detections],
+    sizes: list[tuple[int, int]],
+    scales: list[tuple[float, float]] | None,
+    *,
+    threshold: float,
+) -> list[Detections]:
+    """The same detections with masks; the probabilities of several heads are averaged.
+
+    Args:
+        heads: one or more.
+        maps: pyramid levels (B, C, H_l, W_l).
+        found: detections of each image, in pixels of the image files where `scales` is given.
+        sizes: (h, w) of each image without its padding, in pixels of the batch images.
+        scales: (x, y) resize factor of each image; None for detections in pixels of the batch images.
+        threshold: probability from which a pixel belongs to the object.
+    """
+    factors = scales or [(1.0, 1.0)] * len(found)
+    rois = join_rois([own.boxes * own.boxes.new_tensor(factor * 2) for own, factor in zip(found, factors)])
+    rows, labels = torch.arange(len(rois), device=rois.device), torch.cat([own.labels for own in found])
+    masks = torch.stack([head(maps, rois)[rows, labels].sigmoid() for head in heads]).mean(dim=0)
+    results = []
+    for own, cells, (height, width), (x, y) in zip(found, masks.split([len(f.labels) for f in found]), sizes, factors):
+        size = round(height / y), round(width / x)
+        results.append(own._replace(masks=paste_masks(cells, own.boxes, size, threshold=threshold)))
+    return results
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], *, threshold: float) -> Tensor:
+    """Masks stretched over their boxes in an image, true from `threshold` on.
+
+    One mask at a time, and only the pixels around its box, so that memory stays close to that of the result.
+
+    Args:
+        masks: (N, M, M) float in [0, 1].
+        boxes: (N, 4) xyxy, pixels of the image.
+        size: (h, w) of the image.
+
+    Returns:
+        (N, h, w) bool.
+    """
+    height, width = size
+    pasted = torch.zeros((len(masks), height, width), dtype=torch.bool, device=masks.device)
+    low = (boxes[:, :2].floor() - 1).clamp(min=0).int().tolist()
+    high = (boxes[:, 2:].ceil() + 1).int().tolist()
+    with torch.autocast(masks.device.type, enabled=False):
+        for i, ((left, top), (right, bottom)) in enumerate(zip(low, high)):
+            across = _stretch(masks.shape[2], left, min(right, width), boxes[i, 0], boxes[i, 2])
+            down = _stretch(masks.shape[1], top, min(bottom, height), boxes[i, 1], boxes[i, 3])
+            values = down @ masks[i].float() @ across.T
+            pasted[i, top : top + len(down), left : left + len(across)] = values >= threshold
+    return pasted
+
+
+def _stretch(cells: int, start: int, stop: int, low: Tensor, high: Tensor) -> Tensor:
+    """Bilinear weights (pixels, cells) of a row of cells from `low` to `high` at the pixels `start` to `stop`."""
+    centres = torch.arange(start, max(stop, start), device=low.device, dtype=torch.float32) + 0.5
+    position = (centres - low) / (high - low).clamp(min=1e-6) * cells - 0.5
+    return (1 - (position[:, None] - torch.arange(cells, device=low.device)).abs()).clamp(min=0)
