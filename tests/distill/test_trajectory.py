@@ -26,7 +26,11 @@ class Pair:
     tolerance: float = 2e-3
 
 
+CASCADE = {"teacher": "cascade_mask_rcnn", "teacher_backbone": "resnext101_32x4d", "deformable": True}
+TWO_STAGE = {"levels": 4, "weight": 5e-7, "mask_ratio": 0.45}
 PAIRS = {
+    "faster": Pair("faster_rcnn", **CASCADE, **TWO_STAGE),
+    "mask": Pair("mask_rcnn", **CASCADE, **TWO_STAGE),
     "retina": Pair("retinanet", "retinanet", "resnext101_64x4d"),
     "reppoints": Pair("reppoints", "reppoints", "resnext101_32x4d", deformable=True),
     "solo": Pair("solo", "solo", "resnet101", levels=4),
