@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import recorded
 import torch
 
+import recorded
 from mgdet import MGD
 
 CASES = ["equal", "unequal", "equal_045"]

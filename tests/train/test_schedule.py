@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import recorded
 
+import recorded
 from mgdet.config import OptimizerConfig, ScheduleConfig
 from mgdet.train.schedule import learning_rate, scaled_lr
 

@@ -143,10 +143,13 @@ class RetinaNet(Detector):
     @torch.no_grad()
     def _assign(self, anchors: Tensor, sizes: list[tuple[int, int]], target: Target) -> tuple[Tensor, Tensor]:
         """For one image: the label of each anchor (num_classes is background, -1 not counted) and the box it wants."""
-        match = match_by_iou(pairwise_iou(anchors, target.boxes.float()), positive=0.5, negative=0.4, min_positive=0.0)
+        iou = pairwise_iou(anchors, target.boxes.float())
+        valid = torch.ones_like(anchors[:, 0], dtype=torch.bool)
         if target.padded is not None:
             valid = torch.cat(self.anchors.valid(sizes, target.padded, anchors.device))
-            match = torch.where(valid, match, IGNORED)
+            iou = torch.where(valid[:, None], iou, -1.0)  # an object's best anchor is one that counts
+        match = match_by_iou(iou, positive=0.5, negative=0.4, min_positive=0.0)
+        match = torch.where(valid, match, IGNORED)
         # Row 0 stands for "no object": background, with a box that no loss reads.
         labels = torch.cat([target.labels.new_tensor([self.num_classes]), target.labels])
         boxes = torch.cat([target.boxes.new_tensor([[0.0, 0.0, 1.0, 1.0]]), target.boxes]).float()

@@ -144,9 +144,10 @@ class Run:
         )
         torch.manual_seed(config.train.seed)
         models = world.in_turn(lambda: build_models(config, self.classes, fresh=state is None, say=log.message))
-        layout = torch.channels_last if world.device.type == "cuda" else torch.contiguous_format
-        self.student = models.student.to(world.device).to(memory_format=layout)
-        self.teacher = models.teacher.to(world.device).to(memory_format=layout) if models.teacher else None
+        self.student = models.student.to(world.device).to(memory_format=torch.channels_last)
+        self.teacher = models.teacher
+        if self.teacher is not None:
+            self.teacher.to(world.device).to(memory_format=torch.channels_last)
         self.teacher_sha256 = models.teacher_sha256
         self.parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.optimizer = SGD(
@@ -238,9 +239,7 @@ class Run:
         """The losses of one micro-batch, their sum first; gradients join over processes with the `last`."""
         device, amp = self.world.device, self.config.train.amp
         batch = batch.to(device, non_blocking=True)
-        images = batch.images()
-        if device.type == "cuda":
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = batch.images().contiguous(memory_format=torch.channels_last)
         apart = not last and isinstance(self.model, DistributedDataParallel)
         with self.model.no_sync() if apart else contextlib.nullcontext():  # type: ignore[operator]
             with torch.autocast(device.type, dtype=AMP_TYPES[amp], enabled=amp != "off"):
