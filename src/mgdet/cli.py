@@ -96,8 +96,8 @@ class DemoArguments:
 
     quick: bool = False
     """A shorter version, about two minutes on two CPU cores."""
-    out: str = "demo"
-    """Folder for the data set, the runs, the table and the pictures."""
+    out: str = ""
+    """Folder for the data set, the runs, the table and the pictures; empty: demo, or demo-quick."""
     seed: int = 0
     """Seed of the data set and of the three runs."""
 
@@ -206,7 +206,8 @@ def demo(arguments: list[str]) -> int:
 
     from mgdet.demo import demo as run
 
-    return run(Path(parsed.out), quick=parsed.quick, seed=parsed.seed)
+    out = Path(parsed.out or ("demo-quick" if parsed.quick else "demo"))
+    return run(out, quick=parsed.quick, seed=parsed.seed, say=_print)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
