@@ -142,7 +142,7 @@ def _crescent(rng: Generator) -> list[np.ndarray]:
     """A disc bitten by an equal disc at (`bite`, 0): the outer arc, then the bite's arc back."""
     bite = rng.uniform(0.6, 0.85)
     tip = np.arccos(bite / 2)
-    inner = _arc(np.pi + tip, np.pi - tip) + (bite, 0.0)
+    inner = _arc(np.pi + tip, np.pi - tip) + np.array([bite, 0.0])
     return [np.concatenate([_arc(tip, 2 * np.pi - tip), inner])]
 
 
@@ -302,7 +302,7 @@ def _trace(mask: np.ndarray) -> list[np.ndarray]:
         x, _, hole_width, _ = cv2.boundingRect(contour)
         if parent >= 0 and hole_width >= 2 * FINE and cv2.contourArea(contour) >= worth:
             cut = round((x + hole_width / 2) / FINE) * FINE
-            return _trace(mask[:, :cut]) + [polygon + (cut, 0) for polygon in _trace(mask[:, cut:])]
+            return _trace(mask[:, :cut]) + [polygon + np.array([cut, 0]) for polygon in _trace(mask[:, cut:])]
     outer = [contour for contour, (_, _, _, parent) in zip(contours, hierarchy[0] if contours else []) if parent < 0]
     return [cv2.approxPolyDP(contour, 0.8, True)[:, 0] for contour in outer if cv2.contourArea(contour) >= worth]
 
@@ -337,7 +337,7 @@ def paint(shapes: list[Shape], height: int, width: int, rng: Generator) -> np.nd
 
 def _paint_shape(canvas: np.ndarray, shape: Shape, light: float, shadow: float, rng: Generator) -> None:
     """Blends one object with its texture, shading and shadow into the canvas (H, W, 3) float32."""
-    x0, y0, x1, y1 = window = _window(shape, *canvas.shape[:2], margin=8)
+    x0, y0, x1, y1 = window = _window(shape, canvas.shape[0], canvas.shape[1], margin=8)
     fine = _mask(shape, window, FINE)
     alpha = cv2.resize(fine, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
