@@ -324,10 +324,10 @@ def paint(shapes: list[Shape], height: int, width: int, rng: Generator) -> np.nd
     light = rng.uniform(0, 2 * np.pi)
     shadow = rng.uniform(0.0, 0.5)
     canvas = _textured(_colour(rng), _colour(rng), height, width, rng)
-    _scribble(canvas, int(rng.integers(2, 8)), rng)
+    canvas = _scribble(canvas, int(rng.integers(2, 8)), rng)
     for shape in shapes:
         _paint_shape(canvas, shape, light, shadow, rng)
-    _scribble(canvas, int(rng.integers(0, 3)), rng)
+    canvas = _scribble(canvas, int(rng.integers(0, 3)), rng)
     if rng.random() < 0.4:
         canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.4, 0.9))
     noise = rng.standard_normal(canvas.shape, dtype=np.float32)
@@ -406,16 +406,18 @@ def _ramp(height: int, width: int, angle: float) -> np.ndarray:
     return 2 * (axis - low) / (high - low) - 1
 
 
-def _scribble(canvas: np.ndarray, count: int, rng: Generator) -> None:
-    """Draws lines and open arcs that belong to no object."""
+def _scribble(canvas: np.ndarray, count: int, rng: Generator) -> np.ndarray:
+    """The canvas (H, W, 3) float32 with lines and open arcs that belong to no object."""
     height, width = canvas.shape[:2]
+    page = np.clip(canvas, 0, 255).astype(np.uint8)  # OpenCV draws smooth lines on bytes only
     for _ in range(count):
         colour, thickness = _colour(rng).tolist(), int(rng.integers(1, 3))
         x, y = (int(v) for v in rng.integers(0, (width, height)))
         if rng.random() < 0.6:
             dx, dy = (int(v) for v in rng.normal(0, 40, 2))
-            cv2.line(canvas, (x, y), (x + dx, y + dy), colour, thickness, cv2.LINE_AA)
+            cv2.line(page, (x, y), (x + dx, y + dy), colour, thickness, cv2.LINE_AA)
         else:
             start, sweep = rng.uniform(0, 360), rng.uniform(60, 200)
             axes = (int(rng.integers(6, 36)), int(rng.integers(6, 36)))
-            cv2.ellipse(canvas, (x, y), axes, rng.uniform(0, 180), start, start + sweep, colour, thickness, cv2.LINE_AA)
+            cv2.ellipse(page, (x, y), axes, rng.uniform(0, 180), start, start + sweep, colour, thickness, cv2.LINE_AA)
+    return page.astype(np.float32)

@@ -11,6 +11,7 @@ import cv2
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from mgdet.detectors.base import Detections, Target
@@ -121,6 +122,8 @@ def curves(series: dict[str, list[tuple[float, float]]], *, title: str, x_label:
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.spines["bottom"].set_color(_INK)
+        if all(x == round(x) for points in series.values() for x, _ in points):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if series:
             axes.legend(frameon=True, facecolor=_PAPER, edgecolor="none", framealpha=0.85)
         figure.savefig(out, dpi=160)
@@ -171,7 +174,7 @@ def _write_labels(
     height, width = canvas.shape[:2]
     page = Image.fromarray(cv2.cvtColor(canvas, cv2.COLOR_BGR2RGB))
     pen = ImageDraw.Draw(page)
-    size = max(9, round(min(height, width) / 36))
+    size = max(9, round(min(height, width) / 30))
     plates: list[_Box] = []
     for box, text, colour in zip(boxes, texts, colours):
         font = _fitting_font([text], [width], size)
