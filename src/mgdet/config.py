@@ -29,7 +29,7 @@ class ModelConfig:
     backbone: str
     """Any timm backbone with four feature stages, e.g. resnet50 or resnext101_64x4d."""
     deformable: bool = False
-    """Modulated deformable convolutions (DCNv2) in stages c3 to c5 of a ResNet."""
+    """Deformable 3x3 convolutions (version 1) in stages c3 to c5 of a ResNet with bottlenecks."""
     channels: int = 256
     """Width of the neck and of the heads."""
     frozen_stages: int = 1
