@@ -6,47 +6,23 @@ import importlib
 
 from mgdet.config import Config
 from mgdet.errors import UserError, nearest
-from mgdet.recipes import demo, retinanet
+from mgdet.recipes import cascade_mask_rcnn, demo, faster_rcnn, mask_rcnn, reppoints, retinanet, solo
 from mgdet.recipes.base import Recipe
 
 __all__ = ["RECIPES", "Recipe", "load_recipe"]
 
 RECIPES: dict[str, Recipe] = {
-    "retinanet_x101_to_r50": Recipe(
-        build=retinanet.retinanet_x101_to_r50,
-        student="RetinaNet R50",
-        teacher="RetinaNet X101-64x4d (3x, box 41.6)",
-        baseline="box 37.4",
-        distilled="box 41.0",
-        original="retina_rx101_64x4d_distill_retina_r50_fpn_2x_coco",
-        checkpoint=retinanet.TEACHER_3X,
+    **retinanet.RECIPES,
+    **cascade_mask_rcnn.RECIPES,
+    **faster_rcnn.RECIPES,
+    **mask_rcnn.RECIPES,
+    **reppoints.RECIPES,
+    **solo.RECIPES,
+    "demo_teacher": Recipe(build=demo.demo_teacher, kind="demo", student="RetinaNet, large"),
+    "demo_student": Recipe(build=demo.demo_student, kind="demo", student="RetinaNet, small"),
+    "demo_distilled": Recipe(
+        build=demo.demo_distilled, kind="demo", student="RetinaNet, small", teacher="RetinaNet, large"
     ),
-    "retinanet_x101_1x_to_r50": Recipe(
-        build=retinanet.retinanet_x101_1x_to_r50,
-        student="RetinaNet R50",
-        teacher="RetinaNet X101-64x4d (1x, box 41.0)",
-        baseline="box 37.4",
-        distilled="box 41.0",
-        original="retina_rx101_64x4d_distill_retina_r50_fpn_2x_coco",
-        checkpoint=retinanet.TEACHER_1X,
-    ),
-    "retinanet_r50": Recipe(
-        build=retinanet.retinanet_r50,
-        student="RetinaNet R50",
-        baseline="box 37.4",
-        original="retinanet_r50_fpn_2x_coco",
-        checkpoint="retinanet_r50_fpn_2x_coco_20200131-fdb43119.pth",
-    ),
-    "retinanet_x101_64x4d": Recipe(
-        build=retinanet.retinanet_x101_64x4d,
-        student="RetinaNet X101-64x4d",
-        baseline="box 41.6",
-        original="retinanet_x101_64x4d_fpn_mstrain_640-800_3x_coco",
-        checkpoint=retinanet.TEACHER_3X,
-    ),
-    "demo_teacher": Recipe(build=demo.demo_teacher, student="RetinaNet, large"),
-    "demo_student": Recipe(build=demo.demo_student, student="RetinaNet, small"),
-    "demo_distilled": Recipe(build=demo.demo_distilled, student="RetinaNet, small", teacher="RetinaNet, large"),
 }
 
 
