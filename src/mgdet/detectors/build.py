@@ -37,7 +37,7 @@ def build_detector(
         name: a key of `DETECTORS`.
         backbone: name of a timm backbone with four feature stages, e.g. `resnet50` or `resnext101_64x4d`.
         num_classes: classes without background.
-        deformable: modulated deformable convolutions in stages c3 to c5 of a ResNet.
+        deformable: deformable 3x3 convolutions (version 1) in stages c3 to c5 of a ResNet with bottlenecks.
         channels: width of neck and heads.
         frozen_stages: backbone stages, counted with the stem, that do not train.
         norm_eval: keep the backbone's batch norm statistics fixed, also in training.

@@ -239,7 +239,7 @@ class SOLO(Detector):
     Args:
         backbone: name of a timm backbone.
         num_classes: classes without background.
-        deformable: DCNv2 in backbone stages c3 to c5.
+        deformable: deformable convolutions in backbone stages c3 to c5.
         channels: width of neck and head.
         frozen_stages: backbone stages, with the stem, that do not train.
         norm_eval: keep the backbone's batch norm statistics fixed.

@@ -24,7 +24,7 @@ def build_backbone(name: str, *, frozen_stages: int, deformable: bool = False, p
     Args:
         name: any timm model whose last four stages have strides 4, 8, 16 and 32.
         frozen_stages: how many stages, counted with the stem, get no gradient.
-        deformable: modulated deformable 3x3 convolutions in stages 2 to 4 (c3 to c5) of a ResNet.
+        deformable: deformable 3x3 convolutions in stages 2 to 4 (c3 to c5) of a ResNet with bottlenecks.
         pretrained: timm's weights of that name, downloaded once, instead of random ones.
 
     Raises:
