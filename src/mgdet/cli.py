@@ -12,11 +12,10 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from mgdet.config import Config
 from mgdet.errors import TrainingError, UserError, nearest
-from mgdet.recipes import RECIPES, load_recipe
+from mgdet.recipes import RECIPES, Recipe, load_recipe
 
 USAGE = """\
 usage: mgdet COMMAND ...
@@ -30,6 +29,12 @@ usage: mgdet COMMAND ...
 
 mgdet COMMAND --help says more of one of them; mgdet --version prints the version."""
 
+RECIPE_KINDS = {
+    "distillation": "Teacher -> student: the config is the original MGD's, the checkpoint is the teacher's",
+    "student": "Students alone: the config and the checkpoint are MMDetection's",
+    "teacher": "Teachers to train: the config and the checkpoint are MMDetection's",
+    "demo": "What mgdet demo trains",
+}
 Arguments = TypeVar("Arguments")
 COMMAND_STYLE = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
 
@@ -132,16 +137,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def recipes(arguments: list[str]) -> int:
     """`mgdet recipes`"""
     _parse(dict, arguments, "recipes")
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("recipe", "teacher -> student", "baseline", "with MGD", "original config", "MMDetection checkpoint"):
-        table.add_column(column, overflow="fold")
-    for name, recipe in RECIPES.items():
-        pair = f"{recipe.teacher} -> {recipe.student}" if recipe.teacher else recipe.student
-        table.add_row(name, pair, recipe.baseline, recipe.distilled, recipe.original, recipe.checkpoint)
-    console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 250)
-    console.print(table)
-    _print("\nmAP on COCO val2017 as published, in percent; a recipe of your own is MODULE:FUNCTION.")
+    console = Console(soft_wrap=True, highlight=False)
+    for kind, title in RECIPE_KINDS.items():
+        console.print(f"{title}\n", style="bold underline", markup=False)
+        for name, recipe in RECIPES.items():
+            if recipe.kind == kind:
+                console.print(f"{name:<47}{_published(recipe)}".rstrip(), style="bold", markup=False)
+                console.print("\n".join(f"    {line}" for line in _description(recipe)), end="\n\n", markup=False)
+    _print("mAP on COCO val2017 as published, in percent. A recipe of your own is MODULE:FUNCTION.")
     return 0
+
+
+def _published(recipe: Recipe) -> str:
+    return f"{recipe.baseline} -> {recipe.distilled} with MGD" if recipe.distilled else recipe.baseline
+
+
+def _description(recipe: Recipe) -> list[str]:
+    lines = [f"{recipe.teacher} -> {recipe.student}" if recipe.teacher else recipe.student]
+    lines += [f"config      {recipe.original}"] if recipe.original else []
+    lines += [f"checkpoint  {recipe.checkpoint}"] if recipe.checkpoint else []
+    return lines
 
 
 def train(arguments: list[str]) -> int:
