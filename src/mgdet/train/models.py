@@ -109,7 +109,8 @@ def _start(student: Detector, weights: str, say: Say) -> None:
     partial: tuple[str, ...] = ()
     if checkpoint.kind == "backbone":
         parts = {name.partition(".")[0] for name in student.state_dict()}
-        partial = tuple(f"{part}." for part in sorted(parts - {"backbone"}))
+        offsets = tuple(name for name in student.state_dict() if ".conv_offset." in name)
+        partial = (*(f"{part}." for part in sorted(parts - {"backbone"})), *offsets)
     elif checkpoint.classes is not None and len(checkpoint.classes) != student.num_classes:
         partial = student.class_predictors
     say(f"student: {load_checkpoint(student, checkpoint, partial=partial).line()}")
