@@ -63,8 +63,8 @@ class TestArguments:
     """The recipe's settings."""
     devices: int = 1
     """Processes on this machine: one for each GPU, or each with its share of the CPU."""
-    eval: tuple[str, ...] = ("bbox",)
-    """What to measure: bbox, segm or both."""
+    eval: tuple[str, ...]
+    """What to measure: bbox, segm or both; else what the recipe measures in training."""
     out: str = ""
     """Also write the detections to this file, in COCO's results format."""
 
@@ -179,7 +179,8 @@ def train(arguments: list[str]) -> int:
 def test(arguments: list[str]) -> int:
     """`mgdet test RECIPE CHECKPOINT ...`"""
     name, rest = _recipe_first(arguments, "test")
-    default = TestArguments(checkpoint=tyro.MISSING, config=load_recipe(name))
+    config = load_recipe(name)
+    default = TestArguments(checkpoint=tyro.MISSING, config=config, eval=config.train.metrics)
     parsed = _parse(TestArguments, rest, f"test {name}", default)
 
     from mgdet.evaluate.report import test_checkpoint
