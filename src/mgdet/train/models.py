@@ -76,7 +76,7 @@ def build_models(config: Config, classes: Sequence[str], *, fresh: bool, say: Sa
         try:
             copied = inherit(student, teacher)
         except ValueError as error:
-            raise UserError(f"{error}; set mgd.inherit to False") from None
+            raise UserError(f"{error}; turn that off with --mgd.no-inherit") from None
         say(f"student inherits {len(copied)} tensors of the teacher's neck and head")
     levels = [
         MGD(
