@@ -235,9 +235,17 @@ def test_a_narrower_student_is_aligned_by_a_1x1_convolution_that_learns(tiny, tm
         assert level.align.weight.grad.abs().sum() > 0
 
 
-def test_a_student_of_other_widths_cannot_inherit(tiny, tmp_path):
+def test_a_student_of_other_widths_inherits_all_but_what_reads_its_backbone(tiny, tmp_path):
     config = shrink(load_recipe("retinanet_x101_to_r50"), tiny, tmp_path / "teacher.pth")
     config.student.backbone = "mobilenetv3_small_050"
+    said: list[str] = []
+    build_models(config, CLASSES, fresh=True, say=said.append)
+    assert "student inherits 32 tensors" in said[-1] and "neck.lateral_convs.0.conv.weight" in said[-1]
+
+
+def test_a_student_with_another_head_cannot_inherit(tiny, tmp_path):
+    config = shrink(load_recipe("retinanet_x101_to_r50"), tiny, tmp_path / "teacher.pth")
+    config.student.channels = 64
     with pytest.raises(UserError, match=r"turn that off with --mgd\.no-inherit"):
         build_models(config, CLASSES, fresh=True, say=lambda line: None)
 

@@ -96,14 +96,16 @@ class DataConfig:
 
 @dataclass(kw_only=True, slots=True)
 class OptimizerConfig:
-    """SGD over student and generators, one parameter group."""
+    """One optimizer over student and generators, one parameter group."""
 
+    name: Literal["sgd", "adamw"] = "sgd"
+    """sgd, as published; adamw for students that start from random weights or are no ResNets."""
     lr: float
     """Learning rate for `base_batch` images a step; scaled in proportion to the real number."""
     base_batch: int = 16
     """Images a step that `lr` is meant for."""
     momentum: float = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD; AdamW's first beta."""
     weight_decay: float = 1e-4
     """Weight decay of every trained parameter."""
     clip_norm: float = 35.0

@@ -55,7 +55,7 @@ def test_three_steps(name, monkeypatch):
     pair = PAIRS[name]
     model, teacher = build(pair)
     if stored["init_student"]:
-        copied = inherit(model.student, teacher.detector)
+        copied, _ = inherit(model.student, teacher.detector)
         assert len(copied) == stored["student_nonbackbone_equal_teacher"][0]
     model.train()
     teacher.train()
@@ -108,15 +108,6 @@ def test_the_teacher_stays_in_eval_mode_whatever_is_called():
     assert not any(module.training for module in teacher.modules())
     assert not any(tap.requires_grad or tap.is_inference() for tap in taps)
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
-
-
-def test_inheriting_across_widths_is_refused_and_copies_nothing():
-    student = build_detector("retinanet", backbone="resnet10t", num_classes=3, channels=32)
-    teacher = build_detector("retinanet", backbone="resnet10t", num_classes=3, channels=64)
-    before = {name: value.clone() for name, value in student.state_dict().items()}
-    with pytest.raises(ValueError, match="36 entries differ|entries differ, the first is bbox_head"):
-        inherit(student, teacher)
-    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
 
 def test_a_student_without_levels_is_the_detector_alone():

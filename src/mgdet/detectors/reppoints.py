@@ -12,7 +12,7 @@ from mgdet.detectors.base import Detections, Detector, Target
 from mgdet.layers.anchors import AnchorGrid
 from mgdet.layers.backbone import build_backbone
 from mgdet.layers.boxes import clip, pairwise_iou
-from mgdet.layers.conv import ConvBlock, init_bias, init_normal
+from mgdet.layers.conv import ConvBlock, head_std, init_bias, init_normal
 from mgdet.layers.dcn import convolve_at
 from mgdet.layers.fpn import FPN
 from mgdet.layers.losses import sigmoid_focal_sum
@@ -51,7 +51,7 @@ class RepPointsHead(nn.Module):
         self.moment_transfer = nn.Parameter(torch.zeros(2))
         steps = torch.arange(KERNEL_SIZE, dtype=torch.float32) - KERNEL_SIZE // 2
         self.register_buffer("kernel_points", torch.cartesian_prod(steps, steps).reshape(1, -1, 1, 1), persistent=False)
-        init_normal(self, std=0.01)
+        init_normal(self, std=head_std(channels))
         init_bias(self.reppoints_cls_out, probability=0.01)
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -9,7 +9,7 @@ from mgdet.detectors.base import Detections, Detector, Target
 from mgdet.layers.anchors import AnchorGrid
 from mgdet.layers.backbone import build_backbone
 from mgdet.layers.boxes import decode, encode, pairwise_iou
-from mgdet.layers.conv import ConvBlock, init_bias, init_normal
+from mgdet.layers.conv import ConvBlock, head_std, init_bias, init_normal
 from mgdet.layers.fpn import FPN
 from mgdet.layers.losses import sigmoid_focal_sum
 from mgdet.layers.matching import IGNORED, match_by_iou
@@ -28,7 +28,7 @@ class RetinaHead(nn.Module):
         self.reg_convs = nn.ModuleList(ConvBlock(channels, channels, 3) for _ in range(STACKED_CONVS))
         self.retina_cls = nn.Conv2d(channels, num_forms * num_classes, 3, padding=1)
         self.retina_reg = nn.Conv2d(channels, num_forms * 4, 3, padding=1)
-        init_normal(self, std=0.01)
+        init_normal(self, std=head_std(channels))
         init_bias(self.retina_cls, probability=0.01)
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

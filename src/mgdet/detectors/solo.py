@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mgdet.detectors.base import Detections, Detector, Target
 from mgdet.layers.backbone import build_backbone
-from mgdet.layers.conv import ConvBlock, init_normal
+from mgdet.layers.conv import ConvBlock, head_std, init_bias, init_normal
 from mgdet.layers.fpn import FPN
 from mgdet.layers.losses import sigmoid_focal_sum
 from mgdet.layers.matrix_nms import matrix_nms
@@ -38,10 +38,9 @@ class SOLOHead(nn.Module):
         self.cls_convs = nn.ModuleList(ConvBlock(width, width, 3, group_norm=True) for width in widths)
         self.conv_mask_list = nn.ModuleList(nn.Conv2d(channels, grid**2, 1) for grid in GRIDS)
         self.conv_cls = nn.Conv2d(channels, num_classes, 3, padding=1)
-        init_normal(self, std=0.01)
-        for name, parameter in self.named_parameters():
-            if name.startswith(("conv_mask_list.", "conv_cls.")) and name.endswith(".bias"):
-                nn.init.constant_(parameter, -math.log((1 - 0.01) / 0.01))
+        init_normal(self, std=head_std(channels // 2))
+        for predictor in (*self.conv_mask_list, self.conv_cls):
+            init_bias(predictor, probability=0.01)
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Five maps (B, C, H_l, W_l), strides 4 to 64, to mask features and class logits.

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
-BACKBONE = "backbone."
+BACKBONE, NECK = "backbone.", "neck."
+
+
+class Inherited(NamedTuple):
+    """State-dict keys outside the backbone: those that were copied, and those that kept the student's values."""
+
+    copied: list[str]
+    kept: list[str]
 
 
 @torch.no_grad()
-def inherit(student: nn.Module, teacher: nn.Module) -> list[str]:
-    """Copies every state-dict entry of the teacher outside its backbone into the student.
+def inherit(student: nn.Module, teacher: nn.Module) -> Inherited:
+    """Copies the teacher's state-dict entries outside its backbone into the student.
+
+    Only the neck's convolutions that read the backbone may have other shapes, where the backbones' stages have other
+    widths; they keep the student's values.
 
     Args:
         student: the detector that receives.
         teacher: the detector that gives, of the same neck and head.
 
-    Returns:
-        The keys that were copied.
-
     Raises:
-        ValueError: the two do not have the same entries outside their backbones; nothing was copied.
+        ValueError: anything else differs; nothing was copied.
     """
     given = {key: value for key, value in teacher.state_dict().items() if not key.startswith(BACKBONE)}
     taken = {key: value for key, value in student.state_dict().items() if not key.startswith(BACKBONE)}
-    differing = sorted(
-        key
-        for key in given.keys() | taken.keys()
-        if key not in given or key not in taken or given[key].shape != taken[key].shape
-    )
+    kept = [key for key in taken if key in given and given[key].shape != taken[key].shape]
+    differing = sorted(given.keys() ^ taken.keys()) + [
+        key for key in kept if not key.startswith(NECK) or given[key].shape[0] != taken[key].shape[0]
+    ]
     if differing:
         raise ValueError(
             f"the student cannot inherit the teacher's neck and head: {len(differing)} entries differ, "
             f"the first is {differing[0]}"
         )
-    for key, value in taken.items():
-        value.copy_(given[key])
-    return list(taken)
+    copied = [key for key in taken if key not in kept]
+    for key in copied:
+        taken[key].copy_(given[key])
+    return Inherited(copied, kept)

@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 import torch
 
@@ -64,7 +64,7 @@ def fetch(source: str | Path) -> Path:
 
 
 def _download(url: str) -> Path:
-    name = Path(urlparse(url).path).name
+    name = Path(unquote(urlparse(url).path)).name
     if not name:
         raise UserError(f"{url} does not name a file; give the URL of a checkpoint")
     path = Path(torch.hub.get_dir(), "checkpoints", name)

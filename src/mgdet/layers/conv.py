@@ -46,6 +46,11 @@ class ConvBlock(nn.Module):
         return F.relu(x, inplace=True) if self.relu else x
 
 
+def head_std(channels: int) -> float:
+    """Standard deviation of a head's start weights: 0.01 at the published 256 channels, and the same gain at others."""
+    return 0.01 * math.sqrt(256 / channels)
+
+
 def init_normal(module: nn.Module, std: float) -> None:
     """Draws the weights of every convolution and linear layer in `module` from N(0, std); biases are zero."""
     for layer in module.modules():

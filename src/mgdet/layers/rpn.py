@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mgdet.detectors.base import Target
 from mgdet.layers.anchors import AnchorGrid
 from mgdet.layers.boxes import decode, encode, pairwise_iou
-from mgdet.layers.conv import init_normal
+from mgdet.layers.conv import head_std, init_normal
 from mgdet.layers.matching import NEGATIVE, match_by_iou
 from mgdet.layers.postprocess import class_nms
 from mgdet.layers.sampling import choose_balanced
@@ -36,7 +36,7 @@ class RPNHead(nn.Module):
         self.rpn_conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.rpn_cls = nn.Conv2d(channels, self.anchors.num_forms, 1)
         self.rpn_reg = nn.Conv2d(channels, self.anchors.num_forms * 4, 1)
-        init_normal(self, std=0.01)
+        init_normal(self, std=head_std(channels))
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """L maps (B, C, H_l, W_l) to logits (B, A, H_l, W_l) and deltas (B, A * 4, H_l, W_l)."""

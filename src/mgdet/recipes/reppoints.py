@@ -6,6 +6,7 @@ The original calls its config 64x4d, but its teacher is the 32x4d one.
 from __future__ import annotations
 
 from dataclasses import replace
+from urllib.parse import quote
 
 from mgdet.config import Config
 from mgdet.recipes.base import (
@@ -18,7 +19,7 @@ from mgdet.recipes.base import (
     schedule_2x,
 )
 
-TEACHER_FOLDER = "reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck%2Bhead_2x_coco"
+TEACHER_FOLDER = "reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck+head_2x_coco"
 TEACHER = f"{TEACHER_FOLDER}_20200329-f87da1ea.pth"
 
 
@@ -47,7 +48,7 @@ def reppoints_x101_dcn_to_r50() -> Config:
     """The published distillation."""
     config = reppoints_r50()
     config.teacher = replace(
-        reppoints_x101_32x4d_dcn().student, weights=f"{MMDETECTION}reppoints/{TEACHER_FOLDER}/{TEACHER}"
+        reppoints_x101_32x4d_dcn().student, weights=MMDETECTION + quote(f"reppoints/{TEACHER_FOLDER}/{TEACHER}")
     )
     config.mgd = one_stage_mgd()
     return config
@@ -70,7 +71,7 @@ RECIPES = {
         student="RepPoints R50 2x",
         baseline="box 38.6",
         original="reppoints_moment_r50_fpn_gn-neck+head_2x_coco",
-        checkpoint="reppoints_moment_r50_fpn_gn-neck%2Bhead_2x_coco_20200329-91babaa2.pth",
+        checkpoint="reppoints_moment_r50_fpn_gn-neck+head_2x_coco_20200329-91babaa2.pth",
     ),
     "reppoints_r50_1x": Recipe(
         build=reppoints_r50_1x,
@@ -78,7 +79,7 @@ RECIPES = {
         student="RepPoints R50 1x",
         baseline="box 38.1",
         original="reppoints_moment_r50_fpn_gn-neck+head_1x_coco",
-        checkpoint="reppoints_moment_r50_fpn_gn-neck%2Bhead_1x_coco_20200329-4b38409a.pth",
+        checkpoint="reppoints_moment_r50_fpn_gn-neck+head_1x_coco_20200329-4b38409a.pth",
     ),
     "reppoints_x101_32x4d_dcn": Recipe(
         build=reppoints_x101_32x4d_dcn,

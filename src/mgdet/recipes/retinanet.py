@@ -81,11 +81,10 @@ def retinanet_x101_1x_to_r50() -> Config:
 def retinanet_x101_to_mobilenetv3() -> Config:
     """The published distillation with another backbone as the student: any timm model with four stages will do.
 
-    The student cannot inherit, because the neck's first convolutions are as wide as the backbone's stages.
+    The student inherits all but the neck's convolutions that read its backbone, whose stages have other widths.
     """
     config = retinanet_x101_to_r50()
     config.student = retinanet_mobilenetv3().student
-    config.mgd = replace(one_stage_mgd(), inherit=False)
     return config
 
 

@@ -74,10 +74,11 @@ def build_models(config: Config, classes: Sequence[str], *, fresh: bool, say: Sa
         )
     if fresh and config.mgd.inherit:
         try:
-            copied = inherit(student, teacher)
+            copied, kept = inherit(student, teacher)
         except ValueError as error:
             raise UserError(f"{error}; turn that off with --mgd.no-inherit") from None
-        say(f"student inherits {len(copied)} tensors of the teacher's neck and head")
+        rest = f"; {len(kept)} of other shapes keep their start values ({', '.join(kept)})" if kept else ""
+        say(f"student inherits {len(copied)} tensors of the teacher's neck and head{rest}")
     levels = [
         MGD(
             student.tap_channels,

@@ -1,0 +1,172 @@
+"""`mgdet demo`: the whole product in minutes, on any machine, without a download."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mgdet.config import Config
+from mgdet.data.batch import collate
+from mgdet.data.coco import CocoDataset
+from mgdet.data.sampler import test_views
+from mgdet.data.shapes import write_shapes
+from mgdet.detectors.base import Target
+from mgdet.evaluate.draw import comparison, curves, draw_detections, draw_target
+from mgdet.evaluate.report import percent
+from mgdet.interop.files import atomic_write
+from mgdet.interop.weights import read_checkpoint
+from mgdet.recipes.demo import demo_distilled, demo_student, demo_teacher
+from mgdet.train.checkpoint import LAST_FILE
+from mgdet.train.distributed import World
+from mgdet.train.loop import train
+from mgdet.train.models import load_detector
+
+IMAGE_SIZE = (160, 192)
+COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+TITLES = {"teacher": "teacher", "student": "student alone", "distilled": "student with MGD"}
+PICTURES = 6
+"""Images in the picture of detections."""
+
+
+@dataclass(slots=True)
+class Row:
+    """One line of the table: what a run reached and how large its detector is."""
+
+    run: str
+    scores: dict[str, float]
+    parameters: int
+    seconds: float
+
+
+def demo(out: Path, *, quick: bool, seed: int, say: Callable[[str], None]) -> int:
+    """Makes `shapes`, trains teacher, student and student with MGD, and compares them.
+
+    Run again after an interruption, it goes on where it stopped.
+
+    Args:
+        out: folder for everything.
+        quick: a tenth of the images and a short schedule.
+        seed: of data and training.
+        say: is told where things are, and the table.
+
+    Returns:
+        0, or 128 + the signal that stopped it.
+
+    Raises:
+        UserError: `out` holds a demo of other settings, or cannot be written.
+    """
+    root = out / "shapes"
+    say(f"making the data set {root}")
+    write_shapes(root, num_train=400 if quick else 2000, num_val=60 if quick else 250, size=IMAGE_SIZE, seed=seed)
+    world = World(rank=0, size=1, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    rows = []
+    for run, config in configs(out, quick=quick, seed=seed).items():
+        started = time.monotonic()
+        code = train(config, out / run, resume=True, world=world)
+        if code:
+            return code
+        scores = last_scores(out / run)
+        rows.append(Row(run, scores, _num_parameters(out / run), time.monotonic() - started))
+    table = _table(rows)
+    atomic_write(out / "table.txt", lambda file: file.write(table.encode()))
+    _draw_curves(out)
+    _draw_detections(out, root)
+    say(f"\n{table}\n")
+    say(f"table       {out / 'table.txt'}\ndetections  {out / 'detections.png'}\ncurves      {out / 'curves.png'}")
+    return 0
+
+
+def configs(out: Path, *, quick: bool, seed: int) -> dict[str, Config]:
+    """The three runs by the name of their folder, in the order in which they must run."""
+    runs = {"teacher": demo_teacher(), "student": demo_student(), "distilled": demo_distilled()}
+    for config in runs.values():
+        config.data.root = str(out / "shapes")
+        config.train.seed = seed
+        if quick:
+            config.schedule.epochs, config.schedule.drops = 3, (2,)
+    distilled = runs["distilled"]
+    assert distilled.teacher is not None
+    distilled.teacher.weights = str(out / "teacher" / LAST_FILE)
+    return runs
+
+
+def history(folder: Path, kind: str) -> list[dict[str, float]]:
+    """The lines of one kind, `train` or `eval`, of a run's metrics.jsonl."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def last_scores(folder: Path) -> dict[str, float]:
+    """COCO's twelve numbers of a run's last evaluation."""
+    return {name: value for name, value in history(folder, "eval")[-1].items() if isinstance(value, float)}
+
+
+def gap_closed(rows: list[Row]) -> float | None:
+    """How much of the distance from the student alone to the teacher MGD closes, in AP; None without a distance."""
+    ap = {row.run: row.scores["AP"] for row in rows}
+    gap = ap["teacher"] - ap["student"]
+    return (ap["distilled"] - ap["student"]) / gap if gap > 0 else None
+
+
+def _num_parameters(folder: Path) -> int:
+    checkpoint = read_checkpoint(folder / LAST_FILE)
+    assert checkpoint.config is not None and checkpoint.classes is not None
+    detector, _ = load_detector(Config.from_dict(checkpoint.config).student, checkpoint, checkpoint.classes)
+    return sum(parameter.numel() for parameter in detector.parameters())
+
+
+def _table(rows: list[Row]) -> str:
+    table = Table(title="shapes, box AP in percent", title_justify="left", box=None, pad_edge=False)
+    for column in ("", *COLUMNS, "parameters"):
+        table.add_column(column, justify="right" if column else "left")
+    for row in rows:
+        scores = (percent(row.scores[name]) for name in COLUMNS)
+        table.add_row(TITLES[row.run], *scores, f"{row.parameters / 1e6:.2f} M")
+    console = Console(width=100, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    closed = gap_closed(rows)
+    gain = 100 * (rows[2].scores["AP"] - rows[1].scores["AP"])
+    share = "the teacher is not better than the student alone" if closed is None else f"{closed:.0%} of the gap closed"
+    return f"{captured.get().rstrip()}\n\nMGD: {gain:+.1f} AP, {share}"
+
+
+def _draw_curves(out: Path) -> None:
+    series = {
+        title: [(line["step"], 100 * line["AP"]) for line in history(out / run, "eval")]
+        for run, title in TITLES.items()
+    }
+    curves(series, title="box AP on shapes", x_label="step", y_label="AP", out=out / "curves.png")
+
+
+@torch.inference_mode()
+def _draw_detections(out: Path, root: Path) -> None:
+    """Truth, student alone, student with MGD and teacher, side by side, on the first evaluation images."""
+    data = CocoDataset(root / "annotations" / "val.json", root / "val", training=False)
+    views = test_views(PICTURES, 0, 1, max(IMAGE_SIZE), min(IMAGE_SIZE))
+    detectors = []
+    for run in ("student", "distilled", "teacher"):
+        checkpoint = read_checkpoint(out / run / LAST_FILE)
+        assert checkpoint.config is not None
+        detectors.append(load_detector(Config.from_dict(checkpoint.config).student, checkpoint, data.classes)[0])
+    rows = []
+    for view in views:
+        example = data[view]
+        target: Target = example.target
+        row = [draw_target(example.image, target, data.classes)]
+        batch = collate([example])
+        for detector in detectors:
+            found = detector.detect(detector.pyramid(batch.images()).maps, batch.sizes)[0]
+            row.append(draw_detections(example.image, found, data.classes, score=0.3))
+        rows.append(row)
+    picture = comparison(rows, ["truth", TITLES["student"], TITLES["distilled"], TITLES["teacher"]])
+    _, encoded = cv2.imencode(".png", picture)
+    atomic_write(out / "detections.png", lambda file: file.write(encoded.tobytes()))
