@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 import cv2
@@ -17,7 +17,9 @@ from mgdet.data.transforms import View
 from mgdet.errors import UserError
 
 
-def train_loader(dataset: CocoDataset, sampler: TrainSampler, *, workers: int, pin: bool) -> Iterator[Batch]:
+def train_loader(
+    dataset: CocoDataset, sampler: TrainSampler, *, workers: int, pin: bool
+) -> Generator[Batch, None, None]:
     """The batches of `sampler`, in its order and for ever.
 
     The workers start with the first batch and stop when the iterator is closed or forgotten.
@@ -34,7 +36,9 @@ def train_loader(dataset: CocoDataset, sampler: TrainSampler, *, workers: int, p
     return _batches(dataset, sampler, workers=workers, pin=pin)
 
 
-def test_loader(dataset: CocoDataset, views: Sequence[View], *, workers: int, pin: bool) -> Iterator[Batch]:
+def test_loader(
+    dataset: CocoDataset, views: Sequence[View], *, workers: int, pin: bool
+) -> Generator[Batch, None, None]:
     """Batches of one image, in the order of `views`; arguments and errors as in `train_loader`."""
     return _batches(dataset, [[view] for view in views], workers=workers, pin=pin)
 
@@ -55,7 +59,9 @@ class _BatchReader:
             return error
 
 
-def _batches(dataset: CocoDataset, views: Iterable[list[View]], *, workers: int, pin: bool) -> Iterator[Batch]:
+def _batches(
+    dataset: CocoDataset, views: Iterable[list[View]], *, workers: int, pin: bool
+) -> Generator[Batch, None, None]:
     loader: DataLoader = DataLoader(
         _BatchReader(dataset),  # type: ignore[arg-type]
         batch_sampler=views,  # type: ignore[arg-type]
@@ -77,4 +83,6 @@ def _as_is(batch: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process' business: it saves, then stops us
+    # What asks a whole process group to stop is the main process' business: it saves, then stops us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

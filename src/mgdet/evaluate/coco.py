@@ -5,6 +5,7 @@ The scores are hotcoco's, which are pycocotools' to the bit.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,11 +204,12 @@ def run_detector(
     detector.eval()
     share: list[list[dict[str, Any]]] = []
     try:
-        for batch in loader:
-            found = _detect(detector, batch.to(device, non_blocking=True), amp)
-            share += [coco_results(d, i, dataset.category_ids) for d, i in zip(found, batch.image_ids)]
-            if progress is not None:
-                progress(len(share), len(views))
+        with contextlib.closing(loader):
+            for batch in loader:
+                found = _detect(detector, batch.to(device, non_blocking=True), amp)
+                share += [coco_results(d, i, dataset.category_ids) for d, i in zip(found, batch.image_ids)]
+                if progress is not None:
+                    progress(len(share), len(views))
     finally:
         detector.train(training)
     shares: list[Any] | None = [share]

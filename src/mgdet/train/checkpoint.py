@@ -13,7 +13,6 @@ import torch
 from mgdet.config import Config
 from mgdet.errors import UserError
 from mgdet.interop.files import atomic_write
-from mgdet.train.distributed import World
 
 CONFIG_FILE, STATE_FILE = "config.json", "state.pth"
 LAST_FILE, BEST_FILE = "student_last.pth", "student_best.pth"
@@ -66,6 +65,23 @@ class State:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         atomic_write(folder / STATE_FILE, lambda file: torch.save(values, file))
 
+    def check(self, folder: Path, *, images_per_step: int, teacher_sha256: str) -> None:
+        """Refuses to go on with what would make another run of it, beyond what its config says.
+
+        Raises:
+            UserError: another number of images a step, or another teacher's file.
+        """
+        if self.images_per_step != images_per_step:
+            raise UserError(
+                f"{folder} holds a run with {self.images_per_step} images a step, here are {images_per_step}; "
+                "change train.batch or train.accumulate so that they agree"
+            )
+        if self.teacher_sha256 != teacher_sha256:
+            raise UserError(
+                f"{folder} holds a run with a teacher file of SHA-256 {self.teacher_sha256}, "
+                f"but teacher.weights now has {teacher_sha256}; bring the same file"
+            )
+
     @classmethod
     def load(cls, folder: Path) -> State | None:
         """Reads `state.pth` onto the CPU; None if the run had not come to its first save.
@@ -83,20 +99,19 @@ class State:
             raise UserError(f"{path} cannot be resumed from: {reason:.200}") from None
 
 
-def open_run(folder: Path, config: Config, *, resume: bool, world: World) -> State | None:
-    """Makes `folder` the home of a new run, or finds the run that it holds.
+def find_run(folder: Path, config: Config, *, resume: bool) -> State | None:
+    """Looks for the run that a folder holds; writes nothing.
 
     Args:
         folder: the run's folder.
-        config: the run as it is asked for; it is stored.
+        config: the run as it is asked for.
         resume: go on with the run there.
-        world: this process among the others; only the first one writes.
 
     Returns:
         Where the run stands; None if it starts.
 
     Raises:
-        UserError: the folder holds a run that is not to be resumed, or another one, or cannot be written.
+        UserError: the folder holds a run that is not to be resumed, or another one.
     """
     old = read_config(folder)
     if old is None and any((folder / name).exists() for name in (STATE_FILE, LAST_FILE, BEST_FILE)):
@@ -105,15 +120,19 @@ def open_run(folder: Path, config: Config, *, resume: bool, world: World) -> Sta
         if not resume:
             raise UserError(f"{folder} already holds a run; add --resume to go on with it, or choose another --run-dir")
         check_same_run(old, config, folder)
-    state = State.load(folder) if resume else None
-    world.barrier()  # all have looked before the first one writes
-    if world.main:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"the run's folder {folder} cannot be made: {error.strerror}") from None
-        write_config(folder, config)
-    return state
+    return State.load(folder) if resume else None
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a run's folder, if there is none.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the run's folder {folder} cannot be made: {error.strerror}") from None
 
 
 def write_config(folder: Path, config: Config) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer
 
-from mgdet.config import Config
+from mgdet.config import Config, OptimizerConfig
 from mgdet.data.batch import Batch
 from mgdet.data.coco import CocoDataset
 from mgdet.data.loader import train_loader
@@ -24,10 +24,10 @@ from mgdet.detectors.build import DETECTORS
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import evaluate, run_detector
 from mgdet.interop.weights import save_checkpoint
-from mgdet.train.checkpoint import BEST_FILE, LAST_FILE, State, open_run
+from mgdet.train.checkpoint import BEST_FILE, LAST_FILE, State, find_run, make_folder, write_config
 from mgdet.train.distributed import World
 from mgdet.train.logging import RunLog
-from mgdet.train.models import build_models
+from mgdet.train.models import Models, build_models
 from mgdet.train.nonfinite import stop_nonfinite
 from mgdet.train.schedule import learning_rate, scaled_lr
 from mgdet.train.signals import Interrupted, StopRequest
@@ -52,8 +52,14 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
         TrainingError: a loss or the gradient is not finite.
     """
     train_data, val_data = open_data(config)
-    state = open_run(folder, config, resume=resume, world=world)
+    state = find_run(folder, config, resume=resume)
     step, evaluated = (state.step, state.evaluated) if state else (0, True)
+    notes = list(train_data.notes)
+    torch.manual_seed(config.train.seed)
+    models = world.in_turn(lambda: build_models(config, train_data.classes, fresh=state is None, say=notes.append))
+    images_per_step = config.train.batch * config.train.accumulate * world.size
+    if state is not None:
+        state.check(folder, images_per_step=images_per_step, teacher_sha256=models.teacher_sha256)
     sampler = TrainSampler(
         train_data.portrait,
         batch=config.train.batch,
@@ -66,6 +72,8 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
         flip=config.data.flip,
         start_step=step,
     )
+    # Nothing is written before here: what is wrong with the input has been said.
+    make_folder(folder)
     log = RunLog(
         folder,
         title=_title(config, folder, world),
@@ -77,17 +85,19 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
         wandb=config.train.wandb,
     )
     with log, StopRequest() as stop:
-        for note in train_data.notes:
+        if world.main:
+            write_config(folder, config)
+        for note in notes:
             log.message(note)
-        run = Run(config, folder, world, log, stop, train_data, val_data, sampler.steps_per_epoch, state)
+        run = Run(config, folder, world, log, stop, models, val_data, sampler.steps_per_epoch, state)
         loader = train_loader(train_data, sampler, workers=config.data.workers, pin=world.device.type == "cuda")
-        try:
-            run.to_the_end(loader)
-        except Interrupted:
-            run.save()
-            log.message(f"stopped by {stop.name} after step {run.step:,}; all is saved, --resume goes on from here")
-        finally:
-            world.barrier()
+        with contextlib.closing(loader):
+            try:
+                run.to_the_end(loader)
+            except Interrupted:
+                run.save()
+                log.message(f"stopped by {stop.name} after step {run.step:,}; all is saved, --resume goes on from here")
+        world.barrier()
     return 128 + stop.signal if stop.signal else 0
 
 
@@ -112,6 +122,13 @@ def open_data(config: Config) -> tuple[CocoDataset, CocoDataset]:
     return train_data, val_data
 
 
+def make_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter], *, lr: float) -> Optimizer:
+    """The optimizer that a config section describes, over one parameter group."""
+    if config.name == "adamw":
+        return AdamW(parameters, lr=lr, betas=(config.momentum, 0.999), weight_decay=config.weight_decay)
+    return SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
 def _title(config: Config, folder: Path, world: World) -> str:
     teacher = f"{config.teacher.detector} {config.teacher.backbone} teaches " if config.teacher else ""
     processes = f"{world.size} processes on {world.device.type}" if world.size > 1 else str(world.device)
@@ -128,13 +145,13 @@ class Run:
         world: World,
         log: RunLog,
         stop: StopRequest,
-        train_data: CocoDataset,
+        models: Models,
         val_data: CocoDataset,
         steps_per_epoch: int,
         state: State | None,
     ):
         self.config, self.folder, self.world, self.log, self.stop = config, folder, world, log, stop
-        self.classes, self.val_data, self.steps_per_epoch = train_data.classes, val_data, steps_per_epoch
+        self.val_data, self.steps_per_epoch = val_data, steps_per_epoch
         self.images_per_step = config.train.batch * config.train.accumulate * world.size
         self.total_steps = config.schedule.epochs * steps_per_epoch
         self.lr = scaled_lr(config.optimizer, self.images_per_step)
@@ -142,20 +159,13 @@ class Run:
             f"learning rate {self.lr:g} for {self.images_per_step} images a step "
             f"({config.optimizer.lr:g} for {config.optimizer.base_batch})"
         )
-        torch.manual_seed(config.train.seed)
-        models = world.in_turn(lambda: build_models(config, self.classes, fresh=state is None, say=log.message))
         self.student = models.student.to(world.device).to(memory_format=torch.channels_last)
         self.teacher = models.teacher
         if self.teacher is not None:
             self.teacher.to(world.device).to(memory_format=torch.channels_last)
         self.teacher_sha256 = models.teacher_sha256
         self.parameters = [p for p in self.student.parameters() if p.requires_grad]
-        self.optimizer = SGD(
-            self.parameters,
-            lr=self.lr,
-            momentum=config.optimizer.momentum,
-            weight_decay=config.optimizer.weight_decay,
-        )
+        self.optimizer = make_optimizer(config.optimizer, self.parameters, lr=self.lr)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.amp == "fp16")
         self.step, self.evaluated, self.best, self.sums = 0, True, -1.0, dict[str, float]()
         if state is not None:
@@ -185,7 +195,7 @@ class Run:
         while self.step < last:
             stopping = self._take_step(loader)
             ends_epoch = self.step % self.steps_per_epoch == 0
-            if self.step % train.log_every == 0 or self.step == last:
+            if self.step % train.log_every == 0 or self.step == self.total_steps:
                 self._log()
             self.evaluated = not (ends_epoch and self._evaluation_is_due())
             if stopping:
@@ -317,14 +327,17 @@ class Run:
         self._save_state()
 
     def save(self) -> None:
-        """Saves the run and its student."""
-        self._save_state()
+        """Saves the student and then the run: a run that dies between the two saves its student again."""
         if self.world.main:
             self._save_student(LAST_FILE)
+        self._save_state()
 
     def _save_student(self, name: str) -> None:
         save_checkpoint(
-            self.folder / name, self.student.student.state_dict(), classes=self.classes, config=self.config.to_dict()
+            self.folder / name,
+            self.student.student.state_dict(),
+            classes=self.val_data.classes,
+            config=self.config.to_dict(),
         )
 
     def _save_state(self) -> None:
@@ -342,16 +355,6 @@ class Run:
             ).save(self.folder)
 
     def _restore(self, state: State) -> None:
-        if state.images_per_step != self.images_per_step:
-            raise UserError(
-                f"{self.folder} holds a run with {state.images_per_step} images a step, here are "
-                f"{self.images_per_step}; change train.batch or train.accumulate so that they agree"
-            )
-        if state.teacher_sha256 != self.teacher_sha256:
-            raise UserError(
-                f"{self.folder} holds a run with a teacher file of SHA-256 {state.teacher_sha256}, "
-                f"but teacher.weights now has {self.teacher_sha256}; bring the same file"
-            )
         self.student.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)
         self.scaler.load_state_dict(state.scaler)
