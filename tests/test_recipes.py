@@ -17,6 +17,7 @@ from mgdet.interop.weights import save_checkpoint
 from mgdet.recipes import (
     RECIPES,
     cascade_mask_rcnn,
+    demo,
     faster_rcnn,
     load_recipe,
     mask_rcnn,
@@ -69,7 +70,8 @@ PAIRS = {
     "solo_r101_to_r50": Pair("solo_r50", "solo_r101", 4, 2e-5, 0.65, True, 0.01, (8, 11), "mask 33.1", "mask 36.2"),
 }
 OURS = {name for name in RECIPES if "mobilenetv3" in name or RECIPES[name].kind == "demo"}
-LEVELS = {name: pair.levels for name, pair in PAIRS.items()} | {"retinanet_x101_to_mobilenetv3": 5, "demo_distilled": 5}
+LEVELS = {name: pair.levels for name, pair in PAIRS.items()} | {"retinanet_x101_to_mobilenetv3": 5}
+LEVELS |= {f"demo_{pair}_distilled": 5 if pair in ("retinanet", "reppoints") else 4 for pair in demo.PAIRS}
 RECORDED = {
     ("retinanet", "resnet50"): "retinanet_r50",
     ("faster_rcnn", "resnet50"): "faster_rcnn_r50",

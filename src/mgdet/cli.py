@@ -99,6 +99,8 @@ class TransferArguments:
 class DemoArguments:
     """Make a data set, train a teacher, a student alone and the same student with MGD, and compare the three."""
 
+    pair: str = "retinanet"
+    """Which of the paper's pairs, in small: retinanet, faster_rcnn, mask_rcnn, reppoints or solo."""
     quick: bool = False
     """A shorter version, about two minutes on two CPU cores."""
     out: str = ""
@@ -223,7 +225,7 @@ def demo(arguments: list[str]) -> int:
     from mgdet.demo import demo as run
 
     out = Path(parsed.out or ("demo-quick" if parsed.quick else "demo"))
-    return run(out, quick=parsed.quick, seed=parsed.seed, say=_print)
+    return run(out, pair=parsed.pair, quick=parsed.quick, seed=parsed.seed, say=_print)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

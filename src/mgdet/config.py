@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mgdet.errors import UserError, nearest
 
+Metric = Literal["bbox", "segm"]
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -153,7 +155,7 @@ class TrainConfig:
     """Steps between two checkpoints, beside the one at the end of each epoch."""
     eval_every: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated. 0: never."""
-    metrics: tuple[Literal["bbox", "segm"], ...] = ("bbox",)
+    metrics: tuple[Metric, ...] = ("bbox",)
     """What an evaluation measures; the first decides which checkpoint is the best."""
     stop_after: int = 0
     """Save and stop after this many steps of the schedule; 0 runs all of it."""

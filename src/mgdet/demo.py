@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,21 +18,25 @@ from mgdet.data.coco import CocoDataset
 from mgdet.data.sampler import test_views
 from mgdet.data.shapes import write_shapes
 from mgdet.detectors.base import Target
+from mgdet.errors import UserError, nearest
 from mgdet.evaluate.draw import comparison, curves, draw_detections, draw_target
 from mgdet.evaluate.report import percent
 from mgdet.interop.files import atomic_write
 from mgdet.interop.weights import read_checkpoint
-from mgdet.recipes.demo import demo_distilled, demo_student, demo_teacher
+from mgdet.recipes.demo import IMAGE_SIZE, PAIRS, demo_distilled, demo_student, demo_teacher
 from mgdet.train.checkpoint import LAST_FILE
 from mgdet.train.distributed import World
 from mgdet.train.loop import train
 from mgdet.train.models import load_detector
 
-IMAGE_SIZE = (160, 192)
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 TITLES = {"teacher": "teacher", "student": "student alone", "distilled": "student with MGD"}
 PICTURES = 6
 """Images in the picture of detections."""
+ZOOM = 2
+
+
+METRIC_NAMES = {"bbox": "box AP", "segm": "mask AP"}
 
 
 @dataclass(slots=True)
@@ -43,16 +46,16 @@ class Row:
     run: str
     scores: dict[str, float]
     parameters: int
-    seconds: float
 
 
-def demo(out: Path, *, quick: bool, seed: int, say: Callable[[str], None]) -> int:
+def demo(out: Path, *, pair: str, quick: bool, seed: int, say: Callable[[str], None]) -> int:
     """Makes `shapes`, trains teacher, student and student with MGD, and compares them.
 
     Run again after an interruption, it goes on where it stopped.
 
     Args:
         out: folder for everything.
+        pair: a key of `mgdet.recipes.demo.PAIRS`.
         quick: a tenth of the images and a short schedule.
         seed: of data and training.
         say: is told where things are, and the table.
@@ -61,52 +64,56 @@ def demo(out: Path, *, quick: bool, seed: int, say: Callable[[str], None]) -> in
         0, or 128 + the signal that stopped it.
 
     Raises:
-        UserError: `out` holds a demo of other settings, or cannot be written.
+        UserError: no such pair, `out` holds a demo of other settings, or cannot be written.
     """
+    if pair not in PAIRS:
+        raise UserError(f"there is no pair '{pair}'{nearest(pair, PAIRS)}")
     root = out / "shapes"
     say(f"making the data set {root}")
     write_shapes(root, num_train=400 if quick else 2000, num_val=60 if quick else 250, size=IMAGE_SIZE, seed=seed)
     world = World(rank=0, size=1, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    rows = []
-    for run, config in configs(out, quick=quick, seed=seed).items():
-        started = time.monotonic()
+    runs = configs(out, pair=pair, quick=quick, seed=seed)
+    for run, config in runs.items():
         code = train(config, out / run, resume=True, world=world)
         if code:
             return code
-        scores = last_scores(out / run)
-        rows.append(Row(run, scores, _num_parameters(out / run), time.monotonic() - started))
-    table = _table(rows)
-    atomic_write(out / "table.txt", lambda file: file.write(table.encode()))
-    _draw_curves(out)
+    parameters = {run: _num_parameters(out / run) for run in runs}
+    tables = []
+    for metric in PAIRS[pair].metrics:
+        rows = [Row(run, last_scores(out / run, metric), parameters[run]) for run in runs]
+        tables.append(_table(rows, METRIC_NAMES[metric]))
+    text = "\n\n".join(tables)
+    atomic_write(out / "table.txt", lambda file: file.write(text.encode()))
+    _draw_curves(out, PAIRS[pair].metrics[0])
     _draw_detections(out, root)
-    say(f"\n{table}\n")
+    say(f"\n{text}\n")
     say(f"table       {out / 'table.txt'}\ndetections  {out / 'detections.png'}\ncurves      {out / 'curves.png'}")
     return 0
 
 
-def configs(out: Path, *, quick: bool, seed: int) -> dict[str, Config]:
+def configs(out: Path, *, pair: str, quick: bool, seed: int) -> dict[str, Config]:
     """The three runs by the name of their folder, in the order in which they must run."""
-    runs = {"teacher": demo_teacher(), "student": demo_student(), "distilled": demo_distilled()}
+    runs = {"teacher": demo_teacher(pair), "student": demo_student(pair), "distilled": demo_distilled(pair)}
     for config in runs.values():
         config.data.root = str(out / "shapes")
         config.train.seed = seed
         if quick:
-            config.schedule.epochs, config.schedule.drops = 3, (2,)
+            config.schedule.epochs, config.schedule.drops = 4, (3,)
     distilled = runs["distilled"]
     assert distilled.teacher is not None
     distilled.teacher.weights = str(out / "teacher" / LAST_FILE)
     return runs
 
 
-def history(folder: Path, kind: str) -> list[dict[str, float]]:
-    """The lines of one kind, `train` or `eval`, of a run's metrics.jsonl."""
+def history(folder: Path, metric: str) -> list[dict[str, float]]:
+    """A run's evaluations in their order: the step and COCO's twelve numbers."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
+    return [line for line in lines if line["kind"] == "eval" and line["metric"] == metric]
 
 
-def last_scores(folder: Path) -> dict[str, float]:
+def last_scores(folder: Path, metric: str) -> dict[str, float]:
     """COCO's twelve numbers of a run's last evaluation."""
-    return {name: value for name, value in history(folder, "eval")[-1].items() if isinstance(value, float)}
+    return {name: value for name, value in history(folder, metric)[-1].items() if isinstance(value, float)}
 
 
 def gap_closed(rows: list[Row]) -> float | None:
@@ -123,8 +130,8 @@ def _num_parameters(folder: Path) -> int:
     return sum(parameter.numel() for parameter in detector.parameters())
 
 
-def _table(rows: list[Row]) -> str:
-    table = Table(title="shapes, box AP in percent", title_justify="left", box=None, pad_edge=False)
+def _table(rows: list[Row], name: str) -> str:
+    table = Table(title=f"shapes, {name} in percent", title_justify="left", box=None, pad_edge=False)
     for column in ("", *COLUMNS, "parameters"):
         table.add_column(column, justify="right" if column else "left")
     for row in rows:
@@ -136,15 +143,16 @@ def _table(rows: list[Row]) -> str:
     closed = gap_closed(rows)
     gain = 100 * (rows[2].scores["AP"] - rows[1].scores["AP"])
     share = "the teacher is not better than the student alone" if closed is None else f"{closed:.0%} of the gap closed"
-    return f"{captured.get().rstrip()}\n\nMGD: {gain:+.1f} AP, {share}"
+    return f"{captured.get().rstrip()}\n\nMGD: {gain:+.1f} {name}, {share}"
 
 
-def _draw_curves(out: Path) -> None:
+def _draw_curves(out: Path, metric: str) -> None:
     series = {
-        title: [(line["step"], 100 * line["AP"]) for line in history(out / run, "eval")]
+        title: [(line["step"], 100 * line["AP"]) for line in history(out / run, metric)]
         for run, title in TITLES.items()
     }
-    curves(series, title="box AP on shapes", x_label="step", y_label="AP", out=out / "curves.png")
+    name = METRIC_NAMES[metric]
+    curves(series, title=f"{name} on shapes", x_label="step", y_label=f"{name} in percent", out=out / "curves.png")
 
 
 @torch.inference_mode()
@@ -161,11 +169,11 @@ def _draw_detections(out: Path, root: Path) -> None:
     for view in views:
         example = data[view]
         target: Target = example.target
-        row = [draw_target(example.image, target, data.classes)]
+        row = [draw_target(example.image, target, data.classes, zoom=ZOOM)]
         batch = collate([example])
         for detector in detectors:
             found = detector.detect(detector.pyramid(batch.images()).maps, batch.sizes)[0]
-            row.append(draw_detections(example.image, found, data.classes, score=0.3))
+            row.append(draw_detections(example.image, found, data.classes, score=0.3, zoom=ZOOM))
         rows.append(row)
     picture = comparison(rows, ["truth", TITLES["student"], TITLES["distilled"], TITLES["teacher"]])
     _, encoded = cv2.imencode(".png", picture)

@@ -18,11 +18,7 @@ RECIPES: dict[str, Recipe] = {
     **mask_rcnn.RECIPES,
     **reppoints.RECIPES,
     **solo.RECIPES,
-    "demo_teacher": Recipe(build=demo.demo_teacher, kind="demo", student="RetinaNet, large"),
-    "demo_student": Recipe(build=demo.demo_student, kind="demo", student="RetinaNet, small"),
-    "demo_distilled": Recipe(
-        build=demo.demo_distilled, kind="demo", student="RetinaNet, small", teacher="RetinaNet, large"
-    ),
+    **demo.RECIPES,
 }
 
 
