@@ -226,7 +226,7 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         losses = [self._forward_backward(batch, last=batch is batches[-1]) for batch in batches]
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, config.optimizer.clip_norm)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
         # One exchange and one wait a step: the mean losses, the norm, and whether somebody wants to stop.
         stacked = torch.stack([torch.stack(list(values.values())) for values in losses])
@@ -236,6 +236,7 @@ class Run:
         if not all(map(math.isfinite, means)) or not (self.scaler.is_enabled() or math.isfinite(norm.item())):
             local = [dict(zip(losses[0], row)) for row in stacked.tolist()]
             stop_nonfinite(self.student, batches, local, step=self.step + 1, folder=self.folder, world=self.world)
+        nn.utils.clip_grads_with_norm_(self.parameters, config.optimizer.clip_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 

@@ -15,6 +15,8 @@ from mgdet.errors import TrainingError
 from mgdet.interop.files import atomic_write
 from mgdet.train.distributed import World
 
+NAMES_SHOWN = 3
+
 
 def stop_nonfinite(
     model: DistilledStudent,
@@ -28,10 +30,11 @@ def stop_nonfinite(
     """Saves the step's batches and weights, and stops the run. Every process calls it together.
 
     `nonfinite_step<step>_rank<rank>.pth` in the run's folder holds the student's and the generators' weights before
-    the step, the batches' pixels and targets, their files, and the losses.
+    the step, the batches' pixels and targets, their files, and the losses. Processes with a bad loss write it; where
+    every loss is finite and only the gradient is not, all do.
 
     Args:
-        model: as it was when it computed the losses.
+        model: as it was when it computed the losses, with their gradients.
         batches: this process' micro-batches of the step.
         losses: the losses of each micro-batch.
         step: number of the step, counted from 1.
@@ -46,13 +49,23 @@ def stop_nonfinite(
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             found.append(f"{_describe(model.student, batch, bad, world)} on {', '.join(batch.files)}")
-    file = folder / f"nonfinite_step{step}_rank{world.rank}.pth"
+    reports = world.gather(found)
+    if not any(reports):
+        found = [f"{_gradients(model)} on {', '.join(file for batch in batches for file in batch.files)}"]
+        reports = world.gather(found)
     if found:
-        _keep(file, model, batches, losses)
-    reports = [f"rank {rank}: {'; '.join(texts)}" for rank, texts in enumerate(world.gather(found)) if texts]
-    where = " | ".join(reports) or "every loss is finite, but the gradient is not"
-    kept = f"; weights and batch are in {folder}/nonfinite_step{step}_rank*.pth" if reports else ""
-    raise TrainingError(f"step {step} stopped the run, before it changed any weight: {where}{kept}")
+        _keep(folder / f"nonfinite_step{step}_rank{world.rank}.pth", model, batches, losses)
+    where = " | ".join(f"rank {rank}: {'; '.join(texts)}" for rank, texts in enumerate(reports) if texts)
+    raise TrainingError(
+        f"step {step} is not finite and stopped the run before it changed any weight: {where}; "
+        f"weights and batch are in {folder}/nonfinite_step{step}_rank*.pth"
+    )
+
+
+def _gradients(model: DistilledStudent) -> str:
+    bad = [n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+    more = f" and {len(bad) - NAMES_SHOWN} more" if len(bad) > NAMES_SHOWN else ""
+    return f"the gradient of {', '.join(bad[:NAMES_SHOWN])}{more}, though every loss is finite,"
 
 
 def _describe(detector: Detector, batch: Batch, bad: Sequence[str], world: World) -> str:

@@ -1,0 +1,144 @@
+"""A loss or a gradient that is no number: where it is found, what is kept, and what is left alone."""
+
+import math
+
+import pytest
+import torch
+
+import mgdet.detectors.retinanet as retinanet
+import mgdet.train.loop as loop
+from mgdet.cli import main
+from mgdet.distill.mgd import MGD
+
+STEP = 4
+
+
+@pytest.fixture
+def fail(tiny, tmp_path, capsys, monkeypatch):
+    """Trains with something broken from step `STEP` on; gives the sentence and the folder."""
+
+    def run(break_it, *more):
+        folder = tmp_path / "run"
+        before = {}
+        take_step = loop.Run._take_step
+
+        def step(run, loader):
+            if run.step == STEP - 1:
+                run.save()
+                before.update({path.name: path.read_bytes() for path in folder.glob("*.pth")})
+                break_it(run)
+            return take_step(run, loader)
+
+        monkeypatch.setattr(loop.Run, "_take_step", step)
+        code = main([*tiny.arguments("train"), "--run-dir", str(folder), "--data.workers", "0", *more])
+        err = capsys.readouterr().err
+        assert code == 1
+        assert err.startswith("mgdet: ") and err.count("\n") == 1
+        assert before.keys() == {"state.pth", "student_last.pth"}
+        assert all((folder / name).read_bytes() == content for name, content in before.items())
+        return err, folder
+
+    return run
+
+
+def poison(value):
+    """`value` as it is, but no number."""
+    return value * math.nan
+
+
+def check_file(folder, err, *, bad):
+    """The file has the weights before the step, the pictures, and the losses; the sentence names both."""
+    kept = torch.load(folder / f"nonfinite_step{STEP}_rank0.pth", weights_only=True)
+    assert f"{folder}/nonfinite_step{STEP}_rank*.pth" in err
+    assert {name for name, value in kept["losses"][0].items() if not math.isfinite(value)} == bad
+    (batch,) = kept["batches"]
+    assert len(batch["files"]) == len(batch["targets"]) == len(batch["pixels"]) == 2
+    assert ", ".join(batch["files"]) in err
+    state = torch.load(folder / "state.pth", weights_only=True)
+    for name, value in state["model"].items():
+        if "running_" not in name and "num_batches" not in name:
+            assert torch.equal(value, kept["model"][name]), name
+
+
+def test_a_level_of_mgd(fail):
+    def break_it(run):
+        level = run.student.distill_losses["loss_mgd_fpn_2"]
+        level.forward = lambda *maps: poison(MGD.forward(level, *maps))
+
+    err, folder = fail(break_it)
+    assert f"step {STEP} is not finite" in err and "rank 0: loss, loss_mgd_fpn_2 on " in err
+    check_file(folder, err, bad={"loss", "loss_mgd_fpn_2"})
+
+
+def test_a_level_of_the_detector(fail, monkeypatch):
+    def break_it(run):
+        focal = retinanet.sigmoid_focal_sum
+        calls = []
+
+        def second_is_bad(*arguments):
+            calls.append(1)
+            return poison(focal(*arguments)) if len(calls) % 5 == 2 else focal(*arguments)
+
+        monkeypatch.setattr(retinanet, "sigmoid_focal_sum", second_is_bad)
+
+    err, folder = fail(break_it)
+    assert "rank 0: loss, loss_cls (level 1) on " in err
+    check_file(folder, err, bad={"loss", "loss_cls"})
+
+
+def test_a_level_of_the_pyramid(fail):
+    def break_it(run):
+        convolution = run.student.student.neck.fpn_convs[4].conv
+        convolution.forward = lambda maps: poison(type(convolution).forward(convolution, maps))
+
+    err, folder = fail(break_it)
+    assert "rank 0: loss, loss_cls (level 4), loss_mgd_fpn_4, pyramid level 4 already on " in err
+    check_file(folder, err, bad={"loss", "loss_cls", "loss_mgd_fpn_4"})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient(fail, value):
+    def break_it(run):
+        run.student.student.bbox_head.retina_cls.bias.register_hook(lambda gradient: gradient * value)
+
+    err, folder = fail(break_it)
+    assert "rank 0: the gradient of student.bbox_head.retina_cls.bias, though every loss is finite, on " in err
+    check_file(folder, err, bad=set())
+
+
+def test_the_micro_batch_that_is_to_blame(fail):
+    def break_it(run):
+        level = run.student.distill_losses["loss_mgd_fpn_0"]
+        calls = []
+
+        def second_is_bad(*maps):
+            calls.append(1)
+            return MGD.forward(level, *maps) * (math.inf if len(calls) == 2 else 1)
+
+        level.forward = second_is_bad
+
+    err, folder = fail(break_it, "--train.batch", "1", "--train.accumulate", "2")
+    kept = torch.load(folder / f"nonfinite_step{STEP}_rank0.pth", weights_only=True)
+    first, second = kept["batches"]
+    assert f"loss_mgd_fpn_0 on {second['files'][0]};" in err
+    assert first["files"][0] not in err
+    assert math.isfinite(kept["losses"][0]["loss"]) and kept["losses"][1]["loss"] == math.inf
+
+
+def test_half_precision_lowers_its_scale_and_goes_on(tiny, tmp_path, monkeypatch):
+    steps = []
+    take_step = loop.Run._take_step
+
+    def step(run, loader):
+        weight = run.student.student.bbox_head.retina_cls.weight
+        before = weight.detach().clone()
+        hook = weight.register_hook(lambda gradient: gradient * (math.inf if run.step == 1 else 1))
+        stop = take_step(run, loader)
+        hook.remove()
+        steps.append((run.scaler.get_scale(), not torch.equal(before, weight)))
+        return stop
+
+    monkeypatch.setattr(loop.Run, "_take_step", step)
+    arguments = ["--train.amp", "fp16", "--run-dir", str(tmp_path / "run"), "--train.stop_after", "3"]
+    assert main([*tiny.arguments("train"), *arguments]) == 0
+    assert steps == [(65536, True), (32768, False), (32768, True)]
