@@ -5,6 +5,7 @@ from mgdet.detectors.build import build_detector
 from mgdet.distill.mgd import MGD
 from mgdet.distill.student import DistilledStudent
 from mgdet.distill.teacher import Teacher
+from mgdet.interop.weights import load_checkpoint
 
 __version__ = "0.1.0"
 
@@ -17,4 +18,5 @@ __all__ = [
     "Target",
     "Teacher",
     "build_detector",
+    "load_checkpoint",
 ]
