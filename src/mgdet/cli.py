@@ -174,7 +174,7 @@ def train(arguments: list[str]) -> int:
     _check_devices(parsed.devices)
     if parsed.devices > 1 and not under_torchrun():
         return launch(parsed.devices, ["train", *arguments])
-    with join() as world, _only_first_speaks(world.main):
+    with join() as world:
         return run(parsed.config, folder, resume=parsed.resume, world=world)
 
 
@@ -191,7 +191,7 @@ def test(arguments: list[str]) -> int:
     _check_devices(parsed.devices)
     if parsed.devices > 1 and not under_torchrun():
         return launch(parsed.devices, ["test", *arguments])
-    with join() as world, _only_first_speaks(world.main):
+    with join() as world:
         out = Path(parsed.out) if parsed.out else None
         test_checkpoint(parsed.config, parsed.checkpoint, metrics=parsed.eval, out=out, world=world, say=_print)
     return 0
@@ -274,17 +274,6 @@ def _sentence(complaint: str, command: str) -> str:
 def _check_devices(devices: int) -> None:
     if devices < 1:
         raise UserError(f"--devices is {devices}; give 1 or more")
-
-
-@contextlib.contextmanager
-def _only_first_speaks(first: bool) -> Any:
-    """Of many processes that fail alike only one says why; an error that only others meet is theirs to say."""
-    try:
-        yield
-    except (UserError, TrainingError) as error:
-        if not first and not getattr(error, "local", False):
-            raise SystemExit(2 if isinstance(error, UserError) else 1) from None
-        raise
 
 
 def _complain(error: Exception) -> None:

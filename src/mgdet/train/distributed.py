@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,11 +15,14 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from mgdet.errors import UserError
+from mgdet.errors import TrainingError, UserError
 
-USER_ERROR = 2
+USER_ERROR, LOST_PEER = 2, 1
+SIGNS_OF_A_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+SECONDS_FOR_TORCHRUN = 5
+"""How long torchrun may take to notice that a process failed, and to end the others."""
 
 Result = TypeVar("Result")
 
@@ -61,6 +66,12 @@ class World:
             values /= self.size
         return values
 
+    def share_buffers(self, module: nn.Module) -> None:
+        """Gives every process the first one's buffers of a module, e.g. the statistics of its batch norms."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes by rank, in each of them; any picklable object."""
         values = [value] * self.size
@@ -83,6 +94,17 @@ def join() -> Iterator[World]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(rank=rank, size=size, device=device)
+    except (UserError, TrainingError):
+        # Of processes that fail alike the first one says why, and torchrun ends the others while they wait here.
+        if rank > 0:
+            time.sleep(SECONDS_FOR_TORCHRUN)
+        raise
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in SIGNS_OF_A_LOST_PEER):
+            raise
+        # Another process failed, and has said why; torchrun ends this one while it waits.
+        time.sleep(SECONDS_FOR_TORCHRUN)
+        raise SystemExit(LOST_PEER) from None
     finally:
         dist.destroy_process_group()
 
@@ -100,6 +122,7 @@ def launch(devices: int, arguments: Sequence[str]) -> int:
 
     Raises:
         UserError: there are not so many devices.
+        TrainingError: a process was killed.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -107,8 +130,10 @@ def launch(devices: int, arguments: Sequence[str]) -> int:
 
     if torch.cuda.is_available() and devices > torch.cuda.device_count():
         raise UserError(f"--devices is {devices}, but this machine has {torch.cuda.device_count()} GPUs")
-    # Its report of a failed process is a page long; the process itself has said what happened.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # Its reports of failed and stopped processes are pages long; the processes themselves have said what happened.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     config = LaunchConfig(
         min_nodes=1,
@@ -123,8 +148,12 @@ def launch(devices: int, arguments: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "mgdet", *arguments)
     except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        return USER_ERROR if USER_ERROR in codes else next((abs(code) for code in codes if code), 1)
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        rank, code = next(iter(codes.items()))
+        if code < 0:
+            ended_by = signal.Signals(-code).name
+            raise TrainingError(f"process {rank} of {devices} was ended by {ended_by}, so all had to stop") from None
+        return USER_ERROR if USER_ERROR in codes.values() else code
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0

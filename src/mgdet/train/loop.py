@@ -34,6 +34,9 @@ from mgdet.train.signals import Interrupted, StopRequest
 
 AMP_TYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+IMAGES_BETWEEN_ASKING = 4
+"""An evaluation asks that often whether to stop: all processes together, so not at every image."""
+
 
 def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
     """Trains a student, with a teacher or alone, and leaves everything in `folder`.
@@ -175,7 +178,6 @@ class Run:
             self.model = DistributedDataParallel(
                 self.student,
                 device_ids=[world.device] if world.device.type == "cuda" else None,
-                broadcast_buffers=not config.student.norm_eval,
                 gradient_as_bucket_view=True,
             )
 
@@ -298,10 +300,12 @@ class Run:
     def _evaluate(self) -> None:
         """Scores the student, keeps it if it is the best so far, and notes that this is done."""
         data, metrics = self.config.data, self.config.train.metrics
+        everyone_has = len(self.val_data) // self.world.size
+        self.world.share_buffers(self.student)
 
         def progress(done: int, total: int) -> None:
             self.log.activity("evaluating", done, total)
-            if self.stop.signal and self.world.size == 1:
+            if done % IMAGES_BETWEEN_ASKING == 0 and done <= everyone_has and self._somebody_stops():
                 raise Interrupted
 
         results = run_detector(
@@ -326,6 +330,10 @@ class Run:
                 self._save_student(BEST_FILE)
         self.evaluated = True
         self._save_state()
+
+    def _somebody_stops(self) -> bool:
+        """Was any process asked to stop? All call it together."""
+        return bool(self.world.mean(torch.tensor(float(self.stop.signal > 0), device=self.world.device)) > 0)
 
     def save(self) -> None:
         """Saves the student and then the run: a run that dies between the two saves its student again."""
