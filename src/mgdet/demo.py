@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -56,7 +56,7 @@ def demo(out: Path, *, pair: str, quick: bool, seed: int, say: Callable[[str], N
     Args:
         out: folder for everything.
         pair: a key of `mgdet.recipes.demo.PAIRS`.
-        quick: a tenth of the images and a short schedule.
+        quick: fewer images and a shorter schedule.
         seed: of data and training.
         say: is told where things are, and the table.
 
@@ -70,7 +70,7 @@ def demo(out: Path, *, pair: str, quick: bool, seed: int, say: Callable[[str], N
         raise UserError(f"there is no pair '{pair}'{nearest(pair, PAIRS)}")
     root = out / "shapes"
     say(f"making the data set {root}")
-    write_shapes(root, num_train=400 if quick else 2000, num_val=60 if quick else 250, size=IMAGE_SIZE, seed=seed)
+    write_shapes(root, num_train=600 if quick else 2000, num_val=60 if quick else 250, size=IMAGE_SIZE, seed=seed)
     world = World(rank=0, size=1, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     runs = configs(out, pair=pair, quick=quick, seed=seed)
     for run, config in runs.items():
@@ -94,11 +94,12 @@ def demo(out: Path, *, pair: str, quick: bool, seed: int, say: Callable[[str], N
 def configs(out: Path, *, pair: str, quick: bool, seed: int) -> dict[str, Config]:
     """The three runs by the name of their folder, in the order in which they must run."""
     runs = {"teacher": demo_teacher(pair), "student": demo_student(pair), "distilled": demo_distilled(pair)}
-    for config in runs.values():
+    for run, config in runs.items():
         config.data.root = str(out / "shapes")
         config.train.seed = seed
         if quick:
-            config.schedule.epochs, config.schedule.drops = 4, (3,)
+            epochs = 6 if run == "teacher" else 3
+            config.schedule = replace(config.schedule, epochs=epochs, drops=(epochs - 1,), warmup_steps=50)
     distilled = runs["distilled"]
     assert distilled.teacher is not None
     distilled.teacher.weights = str(out / "teacher" / LAST_FILE)

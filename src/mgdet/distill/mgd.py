@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class MGD(nn.Module):
     """Generates the teacher's map from a masked view of the student's, and measures the squared error.
 
-    Equations 3 to 5 of the paper: M is one uniform draw a cell, shared by all channels, and zeroes the cells where it
+    Equations 2 to 5 of the paper: M is one uniform draw a cell, shared by all channels, and zeroes the cells where it
     exceeds 1 - `mask_ratio`; nothing is rescaled. G is a 3x3 convolution, ReLU and another 3x3 convolution.
 
     loss = weight * sum((G(align(S) * M) - T)^2) / B
