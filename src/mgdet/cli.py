@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,7 +38,13 @@ RECIPE_KINDS = {
     "demo": "What mgdet demo trains",
 }
 Arguments = TypeVar("Arguments")
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 COMMAND_STYLE = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+
+
+@dataclass(kw_only=True)
+class RecipesArguments:
+    """List what can be trained, and what is published about it."""
 
 
 @dataclass(kw_only=True)
@@ -134,11 +142,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        _complain(UserError("no space is left on the disk; free some, and go on with --resume"))
+        return 2
 
 
 def recipes(arguments: list[str]) -> int:
     """`mgdet recipes`"""
-    _parse(dict, arguments, "recipes")
+    _parse(RecipesArguments, arguments, "recipes")
     console = Console(soft_wrap=True, highlight=False)
     for kind, title in RECIPE_KINDS.items():
         console.print(f"{title}\n", style="bold underline", markup=False)
@@ -260,12 +273,23 @@ def _parse(kind: type[Arguments], arguments: list[str], command: str, default: A
 
 
 def _sentence(complaint: str, command: str) -> str:
-    """The first paragraph of tyro's framed message, and the option that it thinks was meant."""
-    lines = [line.strip("│ ").rstrip() for line in complaint.splitlines()]
-    lines = [line for line in lines if line and not line.startswith(("╭", "╰"))]
-    rule = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
+    """The message in tyro's frame, in one sentence, and the option that it thinks was meant.
+
+    Where the terminal has no UTF-8 the frame is of hyphens, and its title stands above the first line of them.
+    """
+    lines = [line.strip("│ ") for line in complaint.splitlines() if not line.startswith(("╭", "╰"))]
+    lines = [line for line in lines if line]
+    rules = [i for i, line in enumerate(lines) if set(line) <= {"─", "-"}]
+    if "╭" not in complaint and rules:
+        lines = lines[rules[0] + 1 :]
+        rules = [rule - rules[0] - 1 for rule in rules[1:]]
+    rule = rules[0] if rules else len(lines)
     text = " ".join(lines[:rule]).rstrip(".")
-    meant = next((line.split()[0] for line in lines[rule:] if line.startswith("--")), "")
+    text = re.sub(r"^Error parsing (?:config\.)?(?:(\w+): (?=\1\.))?", "", text)
+    text = re.sub(
+        r"^(--\S+): (?:invalid literal|could not convert).*: '(.*)'$", r"\1 is '\2', which is no number", text
+    )
+    meant = next((line.split()[0] for line in lines[rule:] if re.match(r"--\w", line)), "")
     if text.startswith("Unrecognized options") and meant:
         text += f"; did you mean {meant}?"
     return f"{text} (mgdet {command} --help lists all options)" if text else f"mgdet {command} cannot be read"

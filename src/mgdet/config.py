@@ -116,6 +116,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _require(self.lr > 0, f"optimizer.lr is {self.lr}; give a positive rate")
         _require(self.base_batch > 0, f"optimizer.base_batch is {self.base_batch}; give 1 or more")
+        _require(0 <= self.momentum < 1, f"optimizer.momentum is {self.momentum}; give a number from 0 to below 1")
+        _require(self.weight_decay >= 0, f"optimizer.weight_decay is {self.weight_decay}; give 0 or more")
         _require(self.clip_norm > 0, f"optimizer.clip_norm is {self.clip_norm}; give a positive norm")
 
 
@@ -134,7 +136,9 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"schedule.epochs is {self.epochs}; give 1 or more")
+        _require(all(drop >= 1 for drop in self.drops), f"schedule.drops is {self.drops}; give epochs from 1 on")
         _require(self.warmup_steps >= 0, f"schedule.warmup_steps is {self.warmup_steps}; give 0 or more")
+        _require(0 <= self.warmup_ratio <= 1, f"schedule.warmup_ratio is {self.warmup_ratio}; give a share from 0 to 1")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -167,6 +171,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch", "accumulate", "log_every", "save_every"):
             _require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; give 1 or more")
+        _require(self.eval_every >= 0, f"train.eval_every is {self.eval_every}; give 0 or more")
         _require(self.seed >= 0, f"train.seed is {self.seed}; give 0 or more")
         _require(self.stop_after >= 0, f"train.stop_after is {self.stop_after}; give 0 or more")
         _require(len(self.metrics) > 0, "train.metrics is empty; give bbox, segm or both")

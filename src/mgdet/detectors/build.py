@@ -21,6 +21,17 @@ DETECTORS: dict[str, type[Detector]] = {
 }
 
 
+def detector_class(name: str) -> type[Detector]:
+    """The class of a detector.
+
+    Raises:
+        UserError: no such detector; the message names the nearest.
+    """
+    if name not in DETECTORS:
+        raise UserError(f"there is no detector '{name}'{nearest(name, DETECTORS)}")
+    return DETECTORS[name]
+
+
 def build_detector(
     name: str,
     *,
@@ -45,9 +56,7 @@ def build_detector(
     Raises:
         UserError: no such detector or backbone; the message names the nearest.
     """
-    if name not in DETECTORS:
-        raise UserError(f"there is no detector '{name}'{nearest(name, DETECTORS)}")
-    return DETECTORS[name](
+    return detector_class(name)(
         backbone=backbone,
         num_classes=num_classes,
         deformable=deformable,

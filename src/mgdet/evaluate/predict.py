@@ -51,13 +51,19 @@ def predict(
         with `class`, `label`, `score`, `box` xyxy in pixels of the file and, from mask detectors, `segmentation` RLE.
 
     Raises:
-        UserError: bad input, or `out` holds predictions already.
+        UserError: bad input, or `out` holds files of these names already.
     """
     if not 0 <= score <= 1:
         raise UserError(f"--score is {score}; give a score from 0 to 1")
     if (out / JSON_FILE).exists():
         raise UserError(f"{out} already holds {JSON_FILE}; give another --out")
     files = list(_find(images))
+    pictures = _picture_names(files)
+    for name in pictures:
+        if (out / name).exists():
+            raise UserError(f"{out} already holds {name}, which would be written over; give another --out")
+    for file in files:
+        read_image(file)  # one that cannot be read is better found before the first picture is written
     checkpoint = read_checkpoint(source)
     config = _config(checkpoint, recipe)
     classes = _classes(config, checkpoint)
@@ -69,12 +75,11 @@ def predict(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the folder {out} cannot be made: {error.strerror}") from None
-    report, pictures = [], set[str]()
-    for file in files:
+    report = []
+    for file, name in zip(files, pictures):
         image = read_image(file)
         view = View(0, config.data.long_edge, config.data.short_edge[1], False)
         found = _above(_detect(detector, collate([make_example(image, view, file=str(file))]).to(device)), score)
-        name = _free_name(f"{file.stem}.jpg", pictures)
         _, encoded = cv2.imencode(".jpg", draw_detections(image, found, classes, score=score))
         atomic_write(out / name, partial(_write, encoded.tobytes()))
         report.append(
@@ -143,11 +148,13 @@ def _write(content: bytes, stream: BinaryIO) -> None:
     stream.write(content)
 
 
-def _free_name(name: str, taken: set[str]) -> str:
-    """`name`, or with a number where two folders hold files of the same name."""
-    stem, number = Path(name).stem, 1
-    while name in taken:
-        number += 1
-        name = f"{stem}_{number}.jpg"
-    taken.add(name)
-    return name
+def _picture_names(files: Sequence[Path]) -> list[str]:
+    """A name for the annotated copy of each file, with a number where two files have the same name."""
+    names: list[str] = []
+    for file in files:
+        name, number = f"{file.stem}.jpg", 1
+        while name in names:
+            number += 1
+            name = f"{file.stem}_{number}.jpg"
+        names.append(name)
+    return names

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mgdet.config import Config
 from mgdet.data.coco import CocoDataset
-from mgdet.detectors.build import DETECTORS
+from mgdet.detectors.build import detector_class
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import METRICS, CocoScores, evaluate, run_detector
 from mgdet.interop.files import atomic_write
@@ -62,7 +62,9 @@ def test_checkpoint(
     Raises:
         UserError: bad input; `out` exists already.
     """
-    masks = DETECTORS[config.student.detector].has_masks
+    masks = detector_class(config.student.detector).has_masks
+    if not metrics:
+        raise UserError("--eval is empty; give bbox, segm or both")
     for metric in metrics:
         if metric not in METRICS:
             raise UserError(f"--eval has '{metric}'; the choices are {' and '.join(METRICS)}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import os
+import sys
 
 from mgdet.config import Config
 from mgdet.errors import UserError, nearest
@@ -25,6 +28,8 @@ RECIPES: dict[str, Recipe] = {
 def load_recipe(name: str) -> Config:
     """A fresh config of a shipped recipe, or of a user's own, named `module:function`.
 
+    The module is looked for in the working folder, too.
+
     Raises:
         UserError: no such recipe, module or function; the message names the nearest.
     """
@@ -37,14 +42,22 @@ def load_recipe(name: str) -> Config:
 
 def _own_recipe(name: str) -> Config:
     module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise UserError(f"recipe '{name}' is incomplete; give MODULE:FUNCTION")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UserError(f"recipe '{name}': Python finds no module '{error.name}' (is it on PYTHONPATH?)") from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        functions = [
+            key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module_name
+        ]
         raise UserError(f"recipe '{name}': no function '{function_name}' there{nearest(function_name, functions)}")
+    if any(p.default is p.empty for p in inspect.signature(function).parameters.values()):
+        raise UserError(f"recipe '{name}' takes arguments; give a function without any that returns a Config")
     config = function()
     if not isinstance(config, Config):
         raise UserError(f"recipe '{name}' returned {type(config).__name__}, not mgdet.config.Config")

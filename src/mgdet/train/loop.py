@@ -20,7 +20,7 @@ from mgdet.data.batch import Batch
 from mgdet.data.coco import CocoDataset
 from mgdet.data.loader import train_loader
 from mgdet.data.sampler import TrainSampler
-from mgdet.detectors.build import DETECTORS
+from mgdet.detectors.build import detector_class
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import evaluate, run_detector
 from mgdet.interop.weights import save_checkpoint
@@ -110,7 +110,7 @@ def open_data(config: Config) -> tuple[CocoDataset, CocoDataset]:
     Raises:
         UserError: files are missing or not COCO's, the two have other classes, or masks are asked of a box detector.
     """
-    root, masks = Path(config.data.root), DETECTORS[config.student.detector].has_masks
+    root, masks = Path(config.data.root), detector_class(config.student.detector).has_masks
     if "segm" in config.train.metrics and not masks:
         raise UserError(f"train.metrics has segm, but a {config.student.detector} finds only boxes; choose bbox")
     train_data = CocoDataset(
