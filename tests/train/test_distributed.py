@@ -75,13 +75,51 @@ class TestGradients:
 PICTURES = ((0, 1), (4, 5))
 
 
-def _one_of_two(rank, folder):
+def _join(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    world = World(rank=rank, size=2, device=torch.device("cpu"))
+    return World(rank=rank, size=2, device=torch.device("cpu"))
+
+
+def _one_of_two(rank, folder):
+    world = _join(rank, folder)
     config = TestGradients.config(folder / "config.json")
     found = TestGradients.one_step(config, folder / "two", world, PICTURES[rank])
     torch.save(found, folder / f"{rank}.pth")
+    torch.distributed.destroy_process_group()
+
+
+def test_a_signal_to_one_process_stops_the_evaluation_of_both(tiny, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config().to_dict()))
+    torch.multiprocessing.spawn(_signalled_in_evaluation, (tmp_path,), nprocs=2)
+    assert "stopped by another process after step 6; all is saved" in (tmp_path / "run" / "log.txt").read_text()
+    state = state_of(tmp_path / "run")
+    assert (state.step, state.evaluated) == (6, False)
+    # What they evaluated with were the statistics of the first.
+    statistics = [torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)]
+    assert_same_tensors(*statistics)
+    assert_same_tensors(statistics[0], {name: state.model[f"student.{name}"] for name in statistics[0]})
+
+
+def _signalled_in_evaluation(rank, folder):
+    world = _join(rank, folder)
+
+    def activity(log, text, done, total):
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def watched(detector, *arguments, **options):
+        torch.save(dict(detector.named_buffers()), folder / f"{rank}.pth")
+        return run_detector(detector, *arguments, **options)
+
+    config = Config.from_dict(json.loads((folder / "config.json").read_text()))
+    config.train.batch = 1
+    run_detector = loop.run_detector
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "IMAGES_BETWEEN_ASKING", 1)
+        patch.setattr(loop.RunLog, "activity", activity)
+        patch.setattr(loop, "run_detector", watched)
+        assert loop.train(config, folder / "run", resume=False, world=world) == (143 if rank == 1 else 0)
     torch.distributed.destroy_process_group()
 
 

@@ -1,12 +1,7 @@
-"""Whole runs: what they leave, what they never touch, and that stopping them anywhere changes nothing."""
+"""Whole runs: what they leave, what they never touch, and what they compute."""
 
-import contextlib
 import json
 import math
-import os
-import random
-import signal
-import time
 
 import pytest
 import torch
@@ -15,7 +10,6 @@ import mgdet.train.loop as loop
 from mgdet.config import Config
 from mgdet.data.batch import collate
 from mgdet.data.transforms import View
-from mgdet.errors import UserError
 from mgdet.interop.files import sha256_of
 from mgdet.interop.weights import read_checkpoint
 from mgdet.train.models import load_detector
@@ -23,40 +17,16 @@ from mgdet.train.schedule import learning_rate
 from tiny import (
     ALONE,
     CLASSES,
-    NUM_VAL,
     STEPS,
     STEPS_PER_EPOCH,
     assert_same_run,
     assert_same_tensors,
     records,
-    start,
     state_of,
     tensors_in,
-    wait_for,
-    write_detector,
 )
 
 LEVELS = [f"loss_mgd_fpn_{i}" for i in range(5)]
-
-
-@pytest.fixture(scope="module")
-def whole(tiny, tmp_path_factory):
-    """A run that nobody disturbed, with the models and the optimizer that it used."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    seen = {}
-
-    class Watched(loop.Run):
-        def to_the_end(self, loader):
-            seen["run"] = self
-            for name in ("student", "teacher"):
-                state = getattr(self, name).state_dict()
-                seen[f"{name} at the start"] = {key: value.clone() for key, value in state.items()}
-            super().to_the_end(loader)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "Run", Watched)
-        assert train(tiny.config(), folder) == 0
-    return folder, seen
 
 
 def train(config, folder, resume=False):
@@ -216,225 +186,3 @@ def test_a_student_alone(tiny, tmp_path):
     assert state.teacher_sha256 == ""
     assert all(name.startswith("student.") for name in state.model)
     assert not set(LEVELS) & records(tmp_path / "run")[0].keys()
-
-
-@pytest.mark.parametrize("stop_after", [1, 3, 6, 7, 11])
-def test_a_run_that_stops_and_resumes_is_an_uninterrupted_one(whole, tiny, tmp_path, stop_after):
-    """4 is a log point, 5 a save, 6 the end of an epoch: before, at, and after them."""
-    config = tiny.config()
-    config.train.stop_after = stop_after
-    assert train(config, tmp_path / "run") == 0
-    assert state_of(tmp_path / "run").step == stop_after
-    assert "--resume goes on" in (tmp_path / "run" / "log.txt").read_text()
-    assert train(tiny.config(), tmp_path / "run", resume=True) == 0
-    assert_same_run(tmp_path / "run", whole[0])
-
-
-class Killed(BaseException):
-    """Stands in for kill -9: nothing of the package catches it."""
-
-
-def kill_at_write(patch, count):
-    """Every file of a run is renamed into place; the process dies at the `count`-th time."""
-    left = [count]
-    replace = os.replace
-
-    def dying(source, target):
-        left[0] -= 1
-        if left[0] <= 0:
-            raise Killed
-        replace(source, target)
-
-    patch.setattr(os, "replace", dying)
-    return left
-
-
-@pytest.mark.slow
-def test_a_run_that_dies_at_any_of_its_writes_resumes_to_the_same_end(whole, tiny, tmp_path):
-    count, done = 0, False
-    while not done:
-        count += 1
-        folder = tmp_path / str(count)
-        with pytest.MonkeyPatch.context() as patch:
-            left = kill_at_write(patch, count)
-            with contextlib.suppress(Killed):
-                train(tiny.config(), folder)
-            done = left[0] > 0
-        assert train(tiny.config(), folder, resume=True) == 0
-        assert_same_run(folder, whole[0])
-    assert count > 10
-
-
-def test_a_second_kill_during_resume(whole, tiny, tmp_path):
-    folder = tmp_path / "run"
-    for count in (7, 4, 5):
-        with pytest.MonkeyPatch.context() as patch:
-            kill_at_write(patch, count)
-            with contextlib.suppress(Killed):
-                train(tiny.config(), folder, resume=True)
-    assert 0 < state_of(folder).step < STEPS
-    train(tiny.config(), folder, resume=True)
-    assert_same_run(folder, whole[0])
-
-
-def test_resuming_a_finished_run_changes_nothing(tiny, tmp_path):
-    folder = tmp_path / "run"
-    train(tiny.config(), folder)
-    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".txt"}
-    assert train(tiny.config(), folder, resume=True) == 0
-    assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".txt"}
-
-
-def test_settings_that_change_no_number_may_change_on_resume(whole, tiny, tmp_path):
-    config = tiny.config()
-    config.train.stop_after = 5
-    train(config, tmp_path / "run")
-    other = tiny.config()
-    other.data.workers, other.train.save_every = 1, 100
-    train(other, tmp_path / "run", resume=True)
-    assert_same_run(tmp_path / "run", whole[0])
-
-
-@pytest.fixture(scope="module")
-def stopped(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stopped") / "run"
-    config = tiny.config()
-    config.train.stop_after = 3
-    train(config, folder)
-    return folder
-
-
-class TestRefusals:
-    """Each leaves the folder as it was."""
-
-    def refused(self, config, folder, *, resume=True):
-        before = {path.name: path.read_bytes() for path in folder.iterdir()}
-        with pytest.raises(UserError) as caught:
-            train(config, folder, resume=resume)
-        assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
-        return str(caught.value)
-
-    def test_a_folder_that_holds_a_run(self, stopped, tiny):
-        assert "already holds a run; add --resume" in self.refused(tiny.config(), stopped, resume=False)
-
-    def test_another_setting(self, stopped, tiny):
-        config = tiny.config()
-        config.mgd.mask_ratio = 0.5
-        text = self.refused(config, stopped)
-        assert "mgd.mask_ratio 0.65" in text and "0.5;" in text and "--run-dir" in text
-
-    def test_another_number_of_images(self, stopped, tiny):
-        config = tiny.config()
-        config.train.batch = 3
-        assert "2 images a step, here are 3" in self.refused(config, stopped)
-
-    def test_another_teacher(self, stopped, tiny, tmp_path):
-        other = tmp_path / "other.pth"
-        write_detector(other, seed=8)
-        config = tiny.config()
-        config.teacher.weights = str(other)
-        text = self.refused(config, stopped)
-        assert sha256_of(tiny.teacher) in text and sha256_of(other) in text
-
-    def test_the_same_teacher_from_elsewhere_is_none(self, stopped, tiny, tmp_path):
-        copy = tmp_path / "copy.pth"
-        copy.write_bytes(tiny.teacher.read_bytes())
-        config = tiny.config()
-        config.teacher.weights, config.train.stop_after = str(copy), 3
-        assert train(config, stopped, resume=True) == 0
-
-    def test_a_damaged_state(self, tiny, tmp_path):
-        config = tiny.config()
-        config.train.stop_after = 1
-        train(config, tmp_path / "run")
-        state = tmp_path / "run" / "state.pth"
-        state.write_bytes(state.read_bytes()[:1000])
-        assert "state.pth cannot be resumed from" in self.refused(tiny.config(), tmp_path / "run")
-
-    def test_weights_without_a_config(self, tiny, tmp_path):
-        (tmp_path / "student_last.pth").write_bytes(b"precious")
-        assert "holds weights but no config.json" in self.refused(tiny.config(), tmp_path, resume=False)
-
-    def test_a_damaged_config(self, tiny, tmp_path):
-        (tmp_path / "config.json").write_text('{"student": 3}')
-        assert "config.json is not a run's config: config" in self.refused(tiny.config(), tmp_path)
-
-
-def test_a_run_that_never_saved_starts_with_resume(whole, tiny, tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        kill_at_write(patch, 2)
-        with pytest.raises(Killed):
-            train(tiny.config(), tmp_path / "run")
-    assert not (tmp_path / "run" / "state.pth").exists()
-    assert train(tiny.config(), tmp_path / "run", resume=True) == 0
-    assert_same_run(tmp_path / "run", whole[0])
-
-
-@pytest.mark.parametrize("number, code, name", [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
-@pytest.mark.parametrize("moment", ["step 4", "step 6", "evaluation", "last evaluation"])
-def test_a_signal_saves_and_leaves(whole, tiny, tmp_path, monkeypatch, capsys, number, code, name, moment):
-    evaluations = []
-
-    forward = loop.Run._forward_backward
-
-    def in_the_middle(run, batch, *, last):
-        if moment == f"step {run.step + 1}":
-            os.kill(os.getpid(), number)
-        return forward(run, batch, last=last)
-
-    def activity(self, text, done, total):
-        evaluations.append(done)
-        if len(evaluations) == {"evaluation": 2, "last evaluation": NUM_VAL + 2}.get(moment):
-            os.kill(os.getpid(), number)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Run, "_forward_backward", in_the_middle)
-        patch.setattr(loop.RunLog, "activity", activity)
-        assert train(tiny.config(), tmp_path / "run") == code
-    step = {"step 4": 4, "step 6": 6, "evaluation": 6, "last evaluation": 12}[moment]
-    assert f"stopped by {name} after step {step}; all is saved, --resume" in capsys.readouterr().out
-    assert state_of(tmp_path / "run").step == step
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert train(tiny.config(), tmp_path / "run", resume=True) == 0
-    assert_same_run(tmp_path / "run", whole[0])
-
-
-def test_a_second_ctrl_c_leaves_at_once(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.RunLog, "tick", lambda *_: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny.config(), tmp_path / "run")
-
-
-def arguments(tiny, folder, *more):
-    return [*tiny.arguments("train"), "--data.workers", "2", "--run-dir", str(folder), *more]
-
-
-@pytest.mark.slow
-def test_kill_9_at_arbitrary_moments(whole, tiny, tmp_path):
-    folder = tmp_path / "run"
-    draw = random.Random(0)
-    for resume in ([], ["--resume"]):
-        process = start(arguments(tiny, folder, *resume))
-        wait_for((folder / "log.txt").exists, process)
-        time.sleep(draw.uniform(0, 0.5))
-        process.kill()
-        process.communicate()
-        (folder / "log.txt").unlink()
-    train(tiny.config(), folder, resume=True)
-    assert_same_run(folder, whole[0])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_to_the_whole_process_group(tiny, tmp_path, number, code):
-    """As terminals and job schedulers send it: the data workers get it too."""
-    folder = tmp_path / "run"
-    process = start(arguments(tiny, folder, "--schedule.epochs", "500"))
-    wait_for(lambda: (folder / "metrics.jsonl").exists() and len(records(folder)) > 2, process)
-    os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (code, "")
-    assert "all is saved, --resume goes on from here" in out.splitlines()[-1]
-    assert state_of(folder).step >= 8
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
