@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from mgdet.data.batch import collate
 from mgdet.data.transforms import View
 from mgdet.interop.files import sha256_of
 from mgdet.interop.weights import read_checkpoint
+from mgdet.train.distributed import World
 from mgdet.train.models import load_detector
 from mgdet.train.schedule import learning_rate
 from tiny import (
@@ -115,6 +117,16 @@ def test_another_seed_is_another_run(whole, tiny, tmp_path):
     config.train.seed, config.train.stop_after = 1, 4
     train(config, tmp_path / "run")
     assert records(tmp_path / "run")[0]["loss"] != records(whole[0])[0]["loss"]
+
+
+def test_every_step_of_every_process_draws_its_own_numbers(tiny):
+    seeds = set()
+    for step in (0, 1, 2):
+        for rank in (0, 1):
+            run = SimpleNamespace(config=tiny.config(), step=step, world=World(rank=rank, size=2, device=ALONE.device))
+            loop.Run._seed_step(run)
+            seeds.add(torch.initial_seed())
+    assert len(seeds) == 6
 
 
 def test_accumulation_takes_the_same_images(tiny, tmp_path, monkeypatch):
