@@ -25,7 +25,7 @@ from mgdet.config import Config
 from mgdet.data.coco import CocoDataset
 from mgdet.data.loader import train_loader
 from mgdet.data.sampler import TrainSampler
-from mgdet.detectors.build import DETECTORS
+from mgdet.detectors.build import detector_class
 from mgdet.distill.mgd import MGD
 from mgdet.distill.student import DistilledStudent
 from mgdet.distill.teacher import Teacher
@@ -158,7 +158,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     config = load_recipe(arguments.recipe)
-    root, masks = Path(arguments.root), DETECTORS[config.student.detector].has_masks
+    root, masks = Path(arguments.root), detector_class(config.student.detector).has_masks
     data = CocoDataset(
         root / config.data.train_annotations, root / config.data.train_images, training=True, masks=masks
     )
