@@ -104,7 +104,7 @@ def demo_student(pair: str = "retinanet") -> Config:
             workers=1,
         ),
         optimizer=OptimizerConfig(name="adamw", lr=0.006, weight_decay=0.01, clip_norm=5.0),
-        schedule=ScheduleConfig(epochs=3, drops=(2,), warmup_steps=100),
+        schedule=ScheduleConfig(epochs=2, drops=(1,), warmup_steps=100),
         train=TrainConfig(batch=8, log_every=25, metrics=PAIRS[pair].metrics),
     )
 
@@ -114,7 +114,7 @@ def demo_teacher(pair: str = "retinanet") -> Config:
     config = demo_student(pair)
     config.student = _model(PAIRS[pair].teacher, TEACHER_BACKBONE)
     config.optimizer.lr = 0.004
-    config.schedule = ScheduleConfig(epochs=8, drops=(6, 7), warmup_steps=100)
+    config.schedule = ScheduleConfig(epochs=9, drops=(7, 8), warmup_steps=100)
     return config
 
 
