@@ -31,7 +31,7 @@ from mgdet.train.models import load_detector
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 TITLES = {"teacher": "teacher", "student": "student alone", "distilled": "student with MGD"}
-PICTURES = 6
+PICTURES = 4
 """Images in the picture of detections."""
 ZOOM = 2
 
@@ -174,7 +174,7 @@ def _draw_detections(out: Path, root: Path) -> None:
         batch = collate([example])
         for detector in detectors:
             found = detector.detect(detector.pyramid(batch.images()).maps, batch.sizes)[0]
-            row.append(draw_detections(example.image, found, data.classes, score=0.3, zoom=ZOOM))
+            row.append(draw_detections(example.image, found, data.classes, score=0.4, zoom=ZOOM))
         rows.append(row)
     picture = comparison(rows, ["truth", TITLES["student"], TITLES["distilled"], TITLES["teacher"]])
     _, encoded = cv2.imencode(".png", picture)
