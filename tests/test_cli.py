@@ -236,7 +236,7 @@ class TestTrain:
     @pytest.mark.parametrize(
         "kind, words",
         [
-            ("missing", "missing.pth does not exist"),
+            ("missing", "missing.pth"),
             ("truncated", "truncated.pth is truncated or damaged"),
             ("empty", "empty.pth is empty"),
             ("text", "text.pth is not a checkpoint"),
@@ -370,7 +370,7 @@ class TestTransfer:
     def test_refusals(self, tiny, folder, refused):
         (folder / "old.pth").write_text("precious")
         assert "old.pth exists already" in refused("transfer", tiny.teacher, "old.pth")
-        assert "ends in '.txt'; did you mean" in refused("transfer", tiny.teacher, "new.txt")
+        assert "ends in '.txt'; the choices are" in refused("transfer", tiny.teacher, "new.txt")
         assert "Missing from mgdet transfer: OUT" in refused("transfer", tiny.teacher)
         for kind in ("missing", "truncated", "hostile"):
             assert f"{kind}.pth" in refused("transfer", spoil_file(tiny, folder, kind), "out.pth")

@@ -8,14 +8,14 @@ import io
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 from rich.console import Console
 
-from mgdet.config import Config
+from mgdet.config import Config, DataConfig, ModelConfig
 from mgdet.errors import TrainingError, UserError, nearest
 from mgdet.recipes import RECIPES, Recipe, load_recipe
 
@@ -39,7 +39,7 @@ RECIPE_KINDS = {
 }
 Arguments = TypeVar("Arguments")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-COMMAND_STYLE = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+COMMAND_STYLE = (tyro.conf.AvoidSubcommands,)
 
 
 @dataclass(kw_only=True)
@@ -49,7 +49,7 @@ class RecipesArguments:
 
 @dataclass(kw_only=True)
 class TrainArguments:
-    """What `mgdet train` takes beside the recipe."""
+    """Train a student, with its teacher or alone; the recipe's settings follow."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     """The recipe's settings."""
@@ -63,12 +63,14 @@ class TrainArguments:
 
 @dataclass(kw_only=True)
 class TestArguments:
-    """What `mgdet test` takes beside the recipe."""
+    """Measure a checkpoint on the evaluation images of a recipe: COCO's twelve numbers and a table of each class."""
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
     """A checkpoint file, its URL, or a run's folder."""
-    config: Annotated[Config, tyro.conf.arg(name="")]
-    """The recipe's settings."""
+    student: ModelConfig
+    """The recipe's detector."""
+    data: DataConfig
+    """The recipe's images."""
     devices: int = 1
     """Processes on this machine: one for each GPU, or each with its share of the CPU."""
     eval: tuple[str, ...]
@@ -143,9 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 141
     except OSError as error:
-        if error.errno not in NO_SPACE:
+        if error.errno in NO_SPACE:
+            _complain(UserError("no space is left on the disk; free some, and go on with --resume"))
+        elif error.filename is not None:
+            _complain(UserError(f"{error.filename} cannot be used: {error.strerror}"))
+        else:
             raise
-        _complain(UserError("no space is left on the disk; free some, and go on with --resume"))
         return 2
 
 
@@ -195,8 +200,11 @@ def test(arguments: list[str]) -> int:
     """`mgdet test RECIPE CHECKPOINT ...`"""
     name, rest = _recipe_first(arguments, "test")
     config = load_recipe(name)
-    default = TestArguments(checkpoint=tyro.MISSING, config=config, eval=config.train.metrics)
+    default = TestArguments(
+        checkpoint=tyro.MISSING, student=config.student, data=config.data, eval=config.train.metrics
+    )
     parsed = _parse(TestArguments, rest, f"test {name}", default)
+    config = replace(config, student=parsed.student, data=parsed.data)
 
     from mgdet.evaluate.report import test_checkpoint
     from mgdet.train.distributed import join, launch, under_torchrun
@@ -206,7 +214,7 @@ def test(arguments: list[str]) -> int:
         return launch(parsed.devices, ["test", *arguments])
     with join() as world:
         out = Path(parsed.out) if parsed.out else None
-        test_checkpoint(parsed.config, parsed.checkpoint, metrics=parsed.eval, out=out, world=world, say=_print)
+        test_checkpoint(config, parsed.checkpoint, metrics=parsed.eval, out=out, world=world, say=_print)
     return 0
 
 
@@ -289,7 +297,7 @@ def _sentence(complaint: str, command: str) -> str:
     text = re.sub(
         r"^(--\S+): (?:invalid literal|could not convert).*: '(.*)'$", r"\1 is '\2', which is no number", text
     )
-    meant = next((line.split()[0] for line in lines[rule:] if re.match(r"--\w", line)), "")
+    meant = next((line.split()[0].strip(",|") for line in lines[rule:] if re.match(r"--\w", line)), "")
     if text.startswith("Unrecognized options") and meant:
         text += f"; did you mean {meant}?"
     return f"{text} (mgdet {command} --help lists all options)" if text else f"mgdet {command} cannot be read"

@@ -133,18 +133,17 @@ def _num_parameters(folder: Path) -> int:
 
 def _table(rows: list[Row], name: str) -> str:
     table = Table(title=f"shapes, {name} in percent", title_justify="left", box=None, pad_edge=False)
-    for column in ("", *COLUMNS, "parameters"):
+    for column in ("", *COLUMNS, "parameters", "gap closed"):
         table.add_column(column, justify="right" if column else "left")
+    closed = gap_closed(rows)
     for row in rows:
-        scores = (percent(row.scores[name]) for name in COLUMNS)
-        table.add_row(TITLES[row.run], *scores, f"{row.parameters / 1e6:.2f} M")
+        scores = (percent(row.scores[column]) for column in COLUMNS)
+        gap = f"{closed:.0%}" if row.run == "distilled" and closed is not None else ""
+        table.add_row(TITLES[row.run], *scores, f"{row.parameters / 1e6:.2f} M", gap)
     console = Console(width=100, color_system=None)
     with console.capture() as captured:
         console.print(table)
-    closed = gap_closed(rows)
-    gain = 100 * (rows[2].scores["AP"] - rows[1].scores["AP"])
-    share = "the teacher is not better than the student alone" if closed is None else f"{closed:.0%} of the gap closed"
-    return f"{captured.get().rstrip()}\n\nMGD: {gain:+.1f} {name}, {share}"
+    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
 
 
 def _draw_curves(out: Path, metric: str) -> None:

@@ -20,7 +20,7 @@ class TrainingError(RuntimeError):
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Says which of `choices` was probably meant: `"; did you mean 'x'?"`, or the choices themselves."""
     choices = sorted(choices)
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; the choices are {', '.join(choices)}" if choices else ""

@@ -1,6 +1,8 @@
 """Stopping a run anywhere, in any way, and going on with it changes nothing; and what may not be gone on with."""
 
 import contextlib
+import json
+import shutil
 import os
 import random
 import signal
@@ -126,6 +128,29 @@ class TestRefusals:
 
     def test_a_folder_that_holds_a_run(self, stopped, tiny):
         assert "already holds a run; add --resume" in self.refused(tiny.config(), stopped, resume=False)
+
+    def test_data_with_other_classes(self, stopped, tiny, tmp_path):
+        shutil.copytree(tiny.root, tmp_path / "data")
+        for split in ("train", "val"):
+            path = tmp_path / f"data/annotations/{split}.json"
+            content = json.loads(path.read_text())
+            content["categories"].append({"id": 77, "name": "round"})
+            path.write_text(json.dumps(content))
+        config = tiny.config()
+        config.data.root = str(tmp_path / "data")
+        assert "holds a run on 3 classes" in self.refused(config, stopped)
+
+    def test_data_with_another_number_of_images(self, stopped, tiny, tmp_path):
+        shutil.copytree(tiny.root, tmp_path / "data")
+        path = tmp_path / "data/annotations/train.json"
+        content = json.loads(path.read_text())
+        kept = {image["id"] for image in content["images"][:6]}
+        content["images"] = content["images"][:6]
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+        path.write_text(json.dumps(content))
+        config = tiny.config()
+        config.data.root = str(tmp_path / "data")
+        assert "steps an epoch" in self.refused(config, stopped)
 
     def test_another_setting(self, stopped, tiny):
         config = tiny.config()

@@ -117,6 +117,16 @@ def evaluate(
     return {metric: _scores(truth, results, metric, annotations) for metric in metrics}
 
 
+def check_truth(annotations: Path, metrics: Sequence[str]) -> None:
+    """Refuses to measure masks where the ground truth has none, before hours are spent on it.
+
+    Raises:
+        UserError: "segm" is among the metrics, and an annotation has no segmentation.
+    """
+    if "segm" in metrics:
+        _check_truth_masks(hotcoco.COCO(str(annotations)), annotations)
+
+
 def _check_ids(truth: hotcoco.COCO, results: list[dict[str, Any]], annotations: Path) -> None:
     for field, known in (("image_id", truth.imgs), ("category_id", truth.cats)):
         for result in results:
@@ -149,6 +159,10 @@ def _scores(truth: hotcoco.COCO, results: list[dict[str, Any]], metric: str, ann
 def _check_masks(truth: hotcoco.COCO, results: list[dict[str, Any]], annotations: Path) -> None:
     if any("segmentation" not in result for result in results):
         raise UserError("metric segm needs masks, and this detector finds only boxes; choose bbox")
+    _check_truth_masks(truth, annotations)
+
+
+def _check_truth_masks(truth: hotcoco.COCO, annotations: Path) -> None:
     for annotation in truth.anns.values():
         if not annotation.get("segmentation"):
             raise UserError(

@@ -15,7 +15,7 @@ from mgdet.config import Config
 from mgdet.data.coco import CocoDataset
 from mgdet.detectors.build import detector_class
 from mgdet.errors import UserError
-from mgdet.evaluate.coco import METRICS, CocoScores, evaluate, run_detector
+from mgdet.evaluate.coco import METRICS, CocoScores, check_truth, evaluate, run_detector
 from mgdet.interop.files import atomic_write
 from mgdet.interop.weights import read_checkpoint
 from mgdet.train.distributed import World
@@ -76,6 +76,7 @@ def test_checkpoint(
         raise UserError(f"the folder {out.parent} of {out.name} does not exist; make it first")
     root = Path(config.data.root)
     dataset = CocoDataset(root / config.data.val_annotations, root / config.data.val_images, training=False)
+    check_truth(dataset.annotations, metrics)
     checkpoint = world.in_turn(lambda: read_checkpoint(source))
     detector, line = load_detector(config.student, checkpoint, dataset.classes)
     with _progress(world) as progress:

@@ -263,6 +263,8 @@ def _some(names: Sequence[str]) -> str:
 def _hint(detector: nn.Module, checkpoint: Checkpoint, report: LoadReport) -> str:
     """The probable reason why a file does not fit."""
     if checkpoint.kind == "backbone":
+        if any(name.startswith("backbone.") for name in (*report.mismatched, *report.unexpected)):
+            return "it holds another backbone than this detector's; give weights of the same backbone"
         return "it holds only a backbone; give the checkpoint of a whole detector"
     here = getattr(detector, "num_classes", None)
     there = count_classes(detector, checkpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,11 @@ FREE_TO_CHANGE = (
     "train.tensorboard",
     "train.wandb",
 )
-"""What a resumed run may set anew: none of it changes what is computed (of the teacher, its hash is checked)."""
+"""What a resumed run may set anew. Images a step, steps an epoch, classes and the teacher's hash are checked apart.
+
+Another split of the images of a step (`train.batch`, `train.accumulate`) draws the same images, but losses are
+normalised for each forward pass: the run goes on well, yet not bit-equal.
+"""
 
 
 @dataclass(slots=True)
@@ -41,6 +46,8 @@ class State:
 
     step: steps done.
     images_per_step: over all processes.
+    steps_per_epoch: it tells one set of training images from another.
+    classes: class names of the data.
     model: state dict of `DistilledStudent`.
     optimizer: state dict of the optimizer.
     scaler: state dict of the gradient scaler.
@@ -52,6 +59,8 @@ class State:
 
     step: int
     images_per_step: int
+    steps_per_epoch: int
+    classes: list[str]
     model: dict[str, Any]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
@@ -65,17 +74,34 @@ class State:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         atomic_write(folder / STATE_FILE, lambda file: torch.save(values, file))
 
-    def check(self, folder: Path, *, images_per_step: int, teacher_sha256: str) -> None:
-        """Refuses to go on with what would make another run of it, beyond what its config says.
+    def check(self, folder: Path, *, images_per_step: int, steps_per_epoch: int, classes: Sequence[str]) -> None:
+        """Refuses to go on with data that would make another run of it.
 
         Raises:
-            UserError: another number of images a step, or another teacher's file.
+            UserError: other classes, or another number of images a step or of steps an epoch.
         """
+        if self.classes != list(classes):
+            raise UserError(
+                f"{folder} holds a run on {len(self.classes)} classes ({', '.join(self.classes[:3])}, ...), "
+                f"the data has {len(classes)} ({', '.join(classes[:3])}, ...); give the data that it began with"
+            )
         if self.images_per_step != images_per_step:
             raise UserError(
                 f"{folder} holds a run with {self.images_per_step} images a step, here are {images_per_step}; "
                 "change train.batch or train.accumulate so that they agree"
             )
+        if self.steps_per_epoch != steps_per_epoch:
+            raise UserError(
+                f"{folder} holds a run with {self.steps_per_epoch} steps an epoch, here are {steps_per_epoch}; "
+                "give the training images that it began with"
+            )
+
+    def check_teacher(self, folder: Path, teacher_sha256: str) -> None:
+        """Refuses to go on with another teacher's file.
+
+        Raises:
+            UserError: names both hashes.
+        """
         if self.teacher_sha256 != teacher_sha256:
             raise UserError(
                 f"{folder} holds a run with a teacher file of SHA-256 {self.teacher_sha256}, "

@@ -22,7 +22,7 @@ from mgdet.data.loader import train_loader
 from mgdet.data.sampler import TrainSampler
 from mgdet.detectors.build import detector_class
 from mgdet.errors import UserError
-from mgdet.evaluate.coco import evaluate, run_detector
+from mgdet.evaluate.coco import check_truth, evaluate, run_detector
 from mgdet.interop.weights import save_checkpoint
 from mgdet.train.checkpoint import BEST_FILE, LAST_FILE, State, find_run, make_folder, write_config
 from mgdet.train.distributed import World
@@ -57,12 +57,6 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
     train_data, val_data = open_data(config)
     state = find_run(folder, config, resume=resume)
     step, evaluated = (state.step, state.evaluated) if state else (0, True)
-    notes = list(train_data.notes)
-    torch.manual_seed(config.train.seed)
-    models = world.in_turn(lambda: build_models(config, train_data.classes, fresh=state is None, say=notes.append))
-    images_per_step = config.train.batch * config.train.accumulate * world.size
-    if state is not None:
-        state.check(folder, images_per_step=images_per_step, teacher_sha256=models.teacher_sha256)
     sampler = TrainSampler(
         train_data.portrait,
         batch=config.train.batch,
@@ -75,6 +69,18 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
         flip=config.data.flip,
         start_step=step,
     )
+    if state is not None:
+        state.check(
+            folder,
+            images_per_step=config.train.batch * config.train.accumulate * world.size,
+            steps_per_epoch=sampler.steps_per_epoch,
+            classes=train_data.classes,
+        )
+    notes = list(train_data.notes)
+    torch.manual_seed(config.train.seed)
+    models = world.in_turn(lambda: build_models(config, train_data.classes, fresh=state is None, say=notes.append))
+    if state is not None:
+        state.check_teacher(folder, models.teacher_sha256)
     # Nothing is written before here: what is wrong with the input has been said.
     make_folder(folder)
     log = RunLog(
@@ -108,7 +114,8 @@ def open_data(config: Config) -> tuple[CocoDataset, CocoDataset]:
     """The data sets to train and to evaluate on.
 
     Raises:
-        UserError: files are missing or not COCO's, the two have other classes, or masks are asked of a box detector.
+        UserError: files are missing or not COCO's, the two have other classes, or masks are to be measured where the
+            detector or the annotations have none.
     """
     root, masks = Path(config.data.root), detector_class(config.student.detector).has_masks
     if "segm" in config.train.metrics and not masks:
@@ -117,6 +124,7 @@ def open_data(config: Config) -> tuple[CocoDataset, CocoDataset]:
         root / config.data.train_annotations, root / config.data.train_images, training=True, masks=masks
     )
     val_data = CocoDataset(root / config.data.val_annotations, root / config.data.val_images, training=False)
+    check_truth(val_data.annotations, config.train.metrics)
     if train_data.classes != val_data.classes:
         raise UserError(
             f"{train_data.annotations} has {len(train_data.classes)} classes and {val_data.annotations} other ones "
@@ -235,7 +243,7 @@ class Run:
         asked = stacked.new_tensor([float(self.stop.signal > 0)])
         *means, asked_share = self.world.mean(torch.cat([stacked.mean(dim=0), asked])).tolist()
         values = dict(zip(losses[0], means))
-        if not all(map(math.isfinite, means)) or not (self.scaler.is_enabled() or math.isfinite(norm.item())):
+        if not all(map(math.isfinite, means)) or not (math.isfinite(norm.item()) or self._scale_can_fall()):
             local = [dict(zip(losses[0], row)) for row in stacked.tolist()]
             stop_nonfinite(self.student, batches, local, step=self.step + 1, folder=self.folder, world=self.world)
         nn.utils.clip_grads_with_norm_(self.parameters, config.optimizer.clip_norm, norm)
@@ -261,6 +269,10 @@ class Run:
             total = torch.stack(list(losses.values())).sum()
             self.scaler.scale(total / self.config.train.accumulate).backward()
         return {"loss": total.detach()} | {name: value.detach() for name, value in losses.items()}
+
+    def _scale_can_fall(self) -> bool:
+        """In fp16 a gradient that overflows skips its step and halves the scale; below 1 that is no cure any more."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0
 
     def _rate(self) -> float:
         return learning_rate(self.step, lr=self.lr, steps_per_epoch=self.steps_per_epoch, config=self.config.schedule)
@@ -354,6 +366,8 @@ class Run:
             State(
                 step=self.step,
                 images_per_step=self.images_per_step,
+                steps_per_epoch=self.steps_per_epoch,
+                classes=list(self.val_data.classes),
                 model=self.student.state_dict(),
                 optimizer=self.optimizer.state_dict(),
                 scaler=self.scaler.state_dict(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mgdet.config import Config, ModelConfig
 from mgdet.detectors.base import Detector
@@ -62,7 +63,7 @@ def build_models(config: Config, classes: Sequence[str], *, fresh: bool, say: Sa
     """
     student = detector_from(config.student, len(classes))
     if fresh:
-        _start(student, config.student.weights, say)
+        _start(student, config.student, say)
     if config.teacher is None or config.mgd is None:
         return Models(DistilledStudent(student), None, "")
     teacher = detector_from(config.teacher, len(classes))
@@ -102,7 +103,13 @@ def load_detector(config: ModelConfig, checkpoint: Checkpoint, classes: Sequence
     return detector.eval(), load_checkpoint(detector, checkpoint).line()
 
 
-def _start(student: Detector, weights: str, say: Say) -> None:
+def _start(student: Detector, config: ModelConfig, say: Say) -> None:
+    weights = config.weights
+    if weights.startswith(TIMM) and _base(weights.removeprefix(TIMM)) != _base(config.backbone):
+        raise UserError(
+            f"student.weights is '{weights}', but student.backbone is '{config.backbone}'; give --student.weights "
+            f"{TIMM}{config.backbone}, a file, or {RANDOM}"
+        )
     if weights == RANDOM:
         say("student starts from random weights")
         return
@@ -117,9 +124,19 @@ def _start(student: Detector, weights: str, say: Say) -> None:
     say(f"student: {load_checkpoint(student, checkpoint, partial=partial).line()}")
 
 
+def _base(name: str) -> str:
+    """A timm name without its tag."""
+    return name.partition(".")[0]
+
+
 def _load_teacher(teacher: Detector, weights: str, classes: Sequence[str], say: Say) -> Checkpoint:
     if weights == RANDOM or weights.startswith(TIMM):
         raise UserError(f"teacher.weights is '{weights}'; a teacher needs the checkpoint of a trained detector")
+    if "://" not in weights and not Path(weights).exists():
+        raise UserError(
+            f"the teacher's checkpoint '{weights}' is not here; put the file there, or name another one with "
+            "--teacher.weights"
+        )
     checkpoint = read_checkpoint(weights)
     _check_classes(checkpoint, classes)
     say(f"teacher: {load_checkpoint(teacher, checkpoint).line()}")

@@ -96,7 +96,13 @@ def _keep(file: Path, model: DistilledStudent, batches: Sequence[Batch], losses:
                 "files": batch.files,
                 "image_ids": batch.image_ids,
                 "targets": [
-                    {"boxes": t.boxes.cpu(), "labels": t.labels.cpu(), "size": t.size, "padded": t.padded}
+                    {
+                        "boxes": t.boxes.cpu(),
+                        "labels": t.labels.cpu(),
+                        "masks": t.masks,
+                        "size": t.size,
+                        "padded": t.padded,
+                    }
                     for t in batch.targets
                 ],
             }

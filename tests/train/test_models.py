@@ -1,0 +1,67 @@
+"""What a run starts from, and what it refuses to start from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mgdet.errors import UserError
+from mgdet.train.loop import open_data
+from mgdet.train.models import build_models, detector_from
+from tiny import CLASSES, model
+
+
+def start(config, *, said: list[str] | None = None):
+    return build_models(config, CLASSES, fresh=True, say=(said if said is not None else []).append)
+
+
+def test_masks_that_are_measured_must_be_in_the_evaluation_file(tiny, tmp_path):
+    shutil.copytree(tiny.root, tmp_path / "data")
+    path = tmp_path / "data/annotations/val.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    path.write_text(json.dumps(content))
+    config = tiny.config(distil=False)
+    config.data.root, config.student.detector = str(tmp_path / "data"), "mask_rcnn"
+    open_data(config)
+    config.train.metrics = ("segm",)
+    with pytest.raises(UserError, match="segm needs masks"):
+        open_data(config)
+
+
+def test_imagenet_weights_of_another_backbone_are_refused_before_a_download(tiny):
+    config = tiny.config(distil=False)
+    config.student.weights = "timm:resnet50.tv_in1k"
+    with pytest.raises(UserError, match="give --student.weights timm:test_resnet"):
+        start(config)
+
+
+def test_a_backbone_file_fills_the_backbone_and_names_the_rest(tiny, tmp_path):
+    backbone = detector_from(model(), 3).backbone.state_dict()
+    torch.save(dict(backbone), tmp_path / "backbone.pth")
+    config, said = tiny.config(distil=False), []
+    config.student.weights = str(tmp_path / "backbone.pth")
+    student = start(config, said=said).student.student
+    assert all(torch.equal(student.backbone.state_dict()[name], value) for name, value in backbone.items())
+    assert f"{len(backbone)} tensors loaded, 46 missing" in said[0] or "missing (neck." in said[0]
+
+
+def test_a_backbone_file_of_another_backbone_says_so(tiny, tmp_path):
+    torch.save(dict(detector_from(model("resnet10t"), 3).backbone.state_dict()), tmp_path / "backbone.pth")
+    config = tiny.config(distil=False)
+    config.student.weights = str(tmp_path / "backbone.pth")
+    with pytest.raises(UserError, match="it holds another backbone than this detector's"):
+        start(config)
+
+
+@pytest.mark.parametrize("weights", ["random", "timm:test_resnet", "no such file.pth"])
+def test_a_teacher_without_a_checkpoint_is_refused(weights, tiny):
+    config = tiny.config()
+    config.teacher = replace(config.teacher, weights=weights)
+    with pytest.raises(UserError, match=r"needs the checkpoint of a trained detector|--teacher\.weights"):
+        start(config)
