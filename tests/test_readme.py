@@ -12,7 +12,7 @@ import pytest
 
 from mgdet import cli
 from mgdet.config import Config
-from mgdet.recipes import RECIPES
+from mgdet.recipes import RECIPES, load_recipe
 from tiny import distilled, write_data, write_detector
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +65,22 @@ def test_the_commands_run_in_their_order(tmp_path, monkeypatch, capsys):
         assert "mgdet: " not in capsys.readouterr().err, line
     for made in ("results.json", "retinanet_r50_mgd.pth", "predictions/detections.json", "predictions/one.jpg"):
         assert (tmp_path / made).is_file(), made
+
+
+def test_every_option_belongs_to_its_recipe():
+    rows = re.findall(r"^\|.*\| `mgdet (train|test) (.*)` \|$", README, re.MULTILINE)
+    assert len(rows) >= 6
+    lines = [line.split()[1:] for line in commands("mgdet train ") + commands("mgdet test ")]
+    lines += [[command, *arguments.split()] for command, arguments in rows]
+    for command, name, *rest in lines:
+        config = load_recipe("faster_rcnn_r50" if name == "RECIPE" else name)
+        if command == "train":
+            cli._parse(cli.TrainArguments, rest, command, cli.TrainArguments(config=config))
+        else:
+            default = cli.TestArguments(
+                checkpoint="", student=config.student, data=config.data, eval=config.train.metrics
+            )
+            assert cli._parse(cli.TestArguments, rest, command, default).checkpoint
 
 
 def test_the_python_example_runs():
