@@ -48,9 +48,19 @@ def build(pair: Pair):
     return model, Teacher(teacher)
 
 
+@pytest.fixture
+def two_threads():
+    """As the values were recorded. The third step of the two-stage pairs meets proposals whose scores are nearly tied,
+    and rounding of another number of threads swaps them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
-def test_three_steps(name, monkeypatch):
+def test_three_steps(name, monkeypatch, two_threads):
     stored = recorded.record(f"distill_{name}")
     pair = PAIRS[name]
     model, teacher = build(pair)
