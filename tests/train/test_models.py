@@ -37,7 +37,7 @@ def test_masks_that_are_measured_must_be_in_the_evaluation_file(tiny, tmp_path):
 def test_imagenet_weights_of_another_backbone_are_refused_before_a_download(tiny):
     config = tiny.config(distil=False)
     config.student.weights = "timm:resnet50.tv_in1k"
-    with pytest.raises(UserError, match="give --student.weights timm:test_resnet"):
+    with pytest.raises(UserError, match=r"give --student\.weights timm:test_resnet"):
         start(config)
 
 

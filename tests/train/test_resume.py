@@ -2,9 +2,9 @@
 
 import contextlib
 import json
-import shutil
 import os
 import random
+import shutil
 import signal
 import time
 
