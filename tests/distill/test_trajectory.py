@@ -50,8 +50,9 @@ def build(pair: Pair):
 
 @pytest.fixture
 def two_threads():
-    """As the values were recorded. The third step of the two-stage pairs meets proposals whose scores are nearly tied,
-    and rounding of another number of threads swaps them."""
+    """The third step of the Mask R-CNN pair depends on rounding: on one machine its losses agree within 7e-6 with two
+    threads and differ by 8e-5 with one, probably because nearly tied proposals swap. How many threads the recording
+    used is not known."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
