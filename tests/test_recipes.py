@@ -133,6 +133,7 @@ def test_epochs_are_those_of_the_name(name):
     assert config.schedule.epochs == 12 * times
     assert config.schedule.drops == {1: (8, 11), 2: (16, 22), 3: (27, 33)}[times]
     assert config.data.short_edge == ((640, 800) if times == 3 else (800, 800))
+    assert config.data.short_edge_step == (32 if times == 3 and config.student.detector == "solo" else 1)
     assert config.schedule.warmup_ratio == (1 / 3 if times == 3 and config.student.detector == "solo" else 0.001)
 
 

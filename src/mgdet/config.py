@@ -16,6 +16,8 @@ from mgdet.errors import UserError, nearest
 
 Metric = Literal["bbox", "segm"]
 
+ROIS_PER_IMAGE = 512
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -38,6 +40,8 @@ class ModelConfig:
     """How many backbone stages, counted with the stem, do not train: 1 is the stem and the first stage."""
     norm_eval: bool = True
     """Keep the backbone's batch norm statistics fixed in training. Turn off only to train from random weights."""
+    rois_per_image: int = ROIS_PER_IMAGE
+    """Regions of an image that the second stage trains on; only Faster, Mask and Cascade Mask R-CNN have one."""
     weights: str = "random"
     """Where training starts: random, timm:NAME for a backbone, a checkpoint file, or its URL."""
 
@@ -47,6 +51,7 @@ class ModelConfig:
             f"channels is {self.channels}; give a multiple of 32",
         )
         _require(0 <= self.frozen_stages <= 4, f"frozen_stages is {self.frozen_stages}; give 0 to 4")
+        _require(self.rois_per_image >= 1, f"rois_per_image is {self.rois_per_image}; give 1 or more")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,6 +88,8 @@ class DataConfig:
     """The longer edge of a resized image is at most this many pixels."""
     short_edge: tuple[int, int] = (800, 800)
     """The shorter edge in pixels, lowest and highest: training draws one, testing takes the highest."""
+    short_edge_step: int = 1
+    """Training draws the shorter edge in steps of this many pixels, from the lowest on."""
     flip: float = 0.5
     """Probability of a horizontal flip in training."""
     workers: int = 2
@@ -92,6 +99,7 @@ class DataConfig:
         low, high = self.short_edge
         _require(0 < low <= high, f"data.short_edge is {low} {high}; give a lowest and a highest edge in pixels")
         _require(self.long_edge >= high, f"data.long_edge is {self.long_edge}; give at least short_edge, {high}")
+        _require(self.short_edge_step >= 1, f"data.short_edge_step is {self.short_edge_step}; give 1 or more")
         _require(0 <= self.flip <= 1, f"data.flip is {self.flip}; give a probability from 0 to 1")
         _require(self.workers >= 0, f"data.workers is {self.workers}; give 0 or more")
 

@@ -142,6 +142,7 @@ BAD_SEGMENTATIONS = {
     "empty": ([], "has no segmentation"),
     "two points": ([[1, 1, 2, 2]], "three points or more"),
     "odd": ([[1, 1, 2, 2, 3, 3, 4]], "three points or more"),
+    "no number": ([[1, 1, 2, 2, 3, float("nan")]], "three points or more"),
     "text": ("x", "three points or more"),
     "other size": ({"size": [64, 48], "counts": [3072]}, "RLE of size"),
     "too long": ({"size": [48, 64], "counts": [9999]}, "broken RLE"),

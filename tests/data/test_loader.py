@@ -24,6 +24,7 @@ def open_train(data, workers, masks=True):
         seed=3,
         long_edge=120,
         short_edge=(40, 60),
+        short_edge_step=1,
         flip=0.5,
     )
     return loader.train_loader(dataset, views, workers=workers, pin=False)

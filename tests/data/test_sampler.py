@@ -11,7 +11,9 @@ from mgdet.data import sampler as samplers
 PORTRAIT = [i % 3 == 0 for i in range(23)]  # 8 portrait, 15 landscape
 
 
-def make(batch=2, accumulate=1, rank=0, world_size=1, seed=0, start_step=0, flip=0.5, portrait=PORTRAIT, low=640):
+def make(
+    batch=2, accumulate=1, rank=0, world_size=1, seed=0, start_step=0, flip=0.5, portrait=PORTRAIT, low=640, edge_step=1
+):
     return samplers.TrainSampler(
         portrait,
         batch=batch,
@@ -21,6 +23,7 @@ def make(batch=2, accumulate=1, rank=0, world_size=1, seed=0, start_step=0, flip
         seed=seed,
         long_edge=1333,
         short_edge=(low, 800),
+        short_edge_step=edge_step,
         flip=flip,
         start_step=start_step,
     )
@@ -83,6 +86,12 @@ def test_edges_and_flips_are_drawn_over_their_whole_range():
     assert 0.4 < np.mean([view.flip for view in views]) < 0.6
     assert not any(view.flip for batch in take(make(flip=0.0), 50) for view in batch)
     assert all(view.flip for batch in take(make(flip=1.0), 50) for view in batch)
+
+
+def test_edges_in_steps_start_at_the_lowest_and_never_pass_the_highest():
+    for step, expected in ((32, {640, 672, 704, 736, 768, 800}), (100, {640, 740}), (200, {640})):
+        views = [view for batch in take(make(8, edge_step=step), 200) for view in batch]
+        assert {view.short_edge for view in views} == expected
 
 
 def test_one_orientation_alone():

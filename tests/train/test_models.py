@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from mgdet.errors import UserError
+from mgdet.interop.weights import read_checkpoint
 from mgdet.train.loop import open_data
 from mgdet.train.models import build_models, detector_from
-from tiny import CLASSES, model
+from tiny import CLASSES, model, write_detector
 
 
 def start(config, *, said: list[str] | None = None):
@@ -57,6 +58,31 @@ def test_a_backbone_file_of_another_backbone_says_so(tiny, tmp_path):
     config.student.weights = str(tmp_path / "backbone.pth")
     with pytest.raises(UserError, match="it holds another backbone than this detector's"):
         start(config)
+
+
+@pytest.mark.parametrize("classes", [CLASSES[:2], (*CLASSES[:2], "other"), CLASSES[::-1]])
+def test_a_start_that_knows_other_classes_lends_all_but_what_predicts_them(classes, tiny, tmp_path):
+    write_detector(tmp_path / "other.pth", seed=4, classes=classes)
+    config, said = tiny.config(distil=False), []
+    config.student.weights = str(tmp_path / "other.pth")
+    theirs = read_checkpoint(tmp_path / "other.pth").state_dict
+    ours = start(config, said=said).student.student.state_dict()
+    lent = {
+        name for name, value in theirs.items() if value.shape == ours[name].shape and torch.equal(value, ours[name])
+    }
+    bias = "bbox_head.retina_cls.bias"  # starts alike everywhere
+    assert theirs.keys() - lent - {bias} == {"bbox_head.retina_cls.weight"}
+    assert "knows other classes than the data" in said[0]
+    assert "2 missing (bbox_head.retina_cls.weight, bbox_head.retina_cls.bias)" in said[1]
+
+
+def test_how_many_regions_train_is_for_a_second_stage_alone(tiny):
+    config = tiny.config(distil=False)
+    config.student.rois_per_image = 64
+    with pytest.raises(UserError, match="a retinanet has no second stage"):
+        start(config)
+    config.student.detector = "faster_rcnn"
+    assert start(config).student.student.rois_per_image == 64
 
 
 @pytest.mark.parametrize("weights", ["random", "timm:test_resnet", "no such file.pth"])

@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -128,6 +130,20 @@ class TestRefusals:
 
     def test_a_folder_that_holds_a_run(self, stopped, tiny):
         assert "already holds a run; add --resume" in self.refused(tiny.config(), stopped, resume=False)
+
+    def test_a_folder_in_which_another_process_trains(self, stopped, tiny):
+        hold = "import sys, time, pathlib, mgdet.train.checkpoint as c\n"
+        hold += "with c.alone_in(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+        holder = subprocess.Popen([sys.executable, "-c", hold, str(stopped)], stdout=subprocess.PIPE, text=True)
+        try:
+            assert holder.stdout.readline() == "held\n"
+            assert "another process trains in" in self.refused(tiny.config(), stopped)
+        finally:
+            holder.kill()
+            holder.wait()
+        config = tiny.config()
+        config.train.stop_after = 3
+        assert train(config, stopped, resume=True) == 0
 
     def test_data_with_other_classes(self, stopped, tiny, tmp_path):
         shutil.copytree(tiny.root, tmp_path / "data")

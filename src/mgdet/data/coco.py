@@ -295,7 +295,10 @@ def _check_segmentation(record: dict, info: ImageInfo, where: str) -> None:
 
 def _is_polygon(part: Any) -> bool:
     return (
-        isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 and all(type(v) in (int, float) for v in part)
+        isinstance(part, list)
+        and len(part) >= 6
+        and len(part) % 2 == 0
+        and all(type(v) in (int, float) and math.isfinite(v) for v in part)
     )
 
 

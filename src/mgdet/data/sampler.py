@@ -30,6 +30,7 @@ class TrainSampler:
         seed: int,
         long_edge: int,
         short_edge: tuple[int, int],
+        short_edge_step: int,
         flip: float,
         start_step: int = 0,
     ) -> None:
@@ -41,7 +42,8 @@ class TrainSampler:
         world_size: number of processes.
         seed: 0 or more.
         long_edge: of every view, in pixels.
-        short_edge: lowest and highest, both included; one is drawn for each view.
+        short_edge: lowest and highest; one of lowest, lowest + short_edge_step, ... highest is drawn for each view.
+        short_edge_step: in pixels.
         flip: probability of a mirrored view.
         start_step: the first step to yield, counted from the start of the run.
         """
@@ -51,7 +53,8 @@ class TrainSampler:
         self._batch, self._accumulate = batch, accumulate
         self._rank, self._world_size = rank, world_size
         self._seed, self._start_step = seed, start_step
-        self._long_edge, self._short_edge, self._flip = long_edge, short_edge, flip
+        self._long_edge, self._flip = long_edge, flip
+        self._short_edges = np.arange(short_edge[0], short_edge[1] + 1, short_edge_step)
         self._step_images = batch * accumulate * world_size
         self.steps_per_epoch = sum(-(-len(group) // self._step_images) for group in self._groups)
 
@@ -76,8 +79,7 @@ class TrainSampler:
             whole = -(-len(group) // self._step_images) * self._step_images
             steps.append(np.resize(rng.permutation(group), (whole // self._step_images, self._step_images)))
         indices = rng.permutation(np.concatenate(steps))
-        low, high = self._short_edge
-        short_edges = rng.integers(low, high, size=indices.shape, endpoint=True)
+        short_edges = self._short_edges[rng.integers(len(self._short_edges), size=indices.shape)]
         return indices, short_edges, rng.random(indices.shape) < self._flip
 
 

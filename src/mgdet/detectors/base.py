@@ -87,6 +87,7 @@ class Detector(nn.Module):
     class_predictors: prefixes of the state-dict entries whose shape depends on the number of classes.
     has_masks: does it learn and find masks?
     norm_eval: do the backbone's batch norms keep their statistics also in training?
+    rois_per_image: regions of an image that train the second stage at most; 0 where there is none.
     """
 
     backbone: Any
@@ -97,6 +98,7 @@ class Detector(nn.Module):
     class_predictors: tuple[str, ...]
     has_masks: bool = False
     norm_eval: bool = True
+    rois_per_image: int = 0
 
     def train(self, mode: bool = True) -> Detector:
         """Sets the training flag everywhere but, with `norm_eval`, on the backbone's batch norms."""

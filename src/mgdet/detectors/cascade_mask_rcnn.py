@@ -43,18 +43,21 @@ class CascadeRoIHead(nn.Module):
         """Box head and mask head of each stage."""
         return cast(list[tuple[BoxHead, MaskHead]], list(zip(self.bbox_head, self.mask_head)))
 
-    def losses(self, maps: list[Tensor], proposals: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+    def losses(
+        self, maps: list[Tensor], proposals: list[Tensor], targets: list[Target], *, rois_per_image: int
+    ) -> dict[str, Tensor]:
         """`s<i>.loss_cls`, `s<i>.loss_bbox` and `s<i>.loss_mask` of stages 0 to 2, weighted scalars.
 
         Args:
             maps: pyramid levels (B, C, H_l, W_l).
             proposals: for each image (N, 4) xyxy, pixels of the batch images.
             targets: B targets, with masks.
+            rois_per_image: how many regions of an image train each stage at most.
         """
         losses: dict[str, Tensor] = {}
         for stage, (box_head, mask_head) in enumerate(self.stages):
             samples = [
-                sample_rois(boxes, target, iou=STAGE_IOU[stage], num_classes=self.num_classes)
+                sample_rois(boxes, target, num=rois_per_image, iou=STAGE_IOU[stage], num_classes=self.num_classes)
                 for boxes, target in zip(proposals, targets)
             ]
             boxes = [sample.boxes for sample in samples]
@@ -128,6 +131,7 @@ class CascadeMaskRCNN(Detector):
     ):
         super().__init__()
         self.num_classes, self.norm_eval, self.tap_channels = num_classes, norm_eval, channels
+        self.rois_per_image = 512
         self.score_threshold, self.nms_threshold, self.max_detections = 0.05, 0.5, 100
         self.mask_threshold = 0.5
         self.backbone = build_backbone(backbone, frozen_stages=frozen_stages, deformable=deformable)
@@ -145,7 +149,7 @@ class CascadeMaskRCNN(Detector):
         sizes = [target.size for target in targets]
         proposals, _ = self.rpn_head.proposals(logits, deltas, sizes, candidates_per_level=2000, limit=2000)
         losses = self.rpn_head.losses(logits, deltas, targets)
-        return losses | self.roi_head.losses(maps, proposals, targets)
+        return losses | self.roi_head.losses(maps, proposals, targets, rois_per_image=self.rois_per_image)
 
     def detect(
         self,

@@ -39,6 +39,7 @@ class FasterRCNN(Detector):
     ):
         super().__init__()
         self.num_classes, self.norm_eval, self.tap_channels = num_classes, norm_eval, channels
+        self.rois_per_image = 512
         self.score_threshold, self.nms_threshold, self.max_detections = 0.05, 0.5, 100
         self.backbone = build_backbone(backbone, frozen_stages=frozen_stages, deformable=deformable)
         self.neck = FPN(self.backbone.feature_info.channels(), channels, num_levels=5, extra="pool")
@@ -51,7 +52,7 @@ class FasterRCNN(Detector):
         sizes = [target.size for target in targets]
         proposals, _ = self.rpn_head.proposals(logits, deltas, sizes, candidates_per_level=2000, limit=1000)
         losses = self.rpn_head.losses(logits, deltas, targets)
-        return losses | self.roi_head.losses(maps, proposals, targets)
+        return losses | self.roi_head.losses(maps, proposals, targets, rois_per_image=self.rois_per_image)
 
     def detect(
         self,

@@ -28,17 +28,25 @@ class RoIHead(nn.Module):
         # With masks, an object's best proposal takes that object even where it overlaps another one more.
         self.low_quality = mask_head is not None
 
-    def losses(self, maps: list[Tensor], proposals: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+    def losses(
+        self, maps: list[Tensor], proposals: list[Tensor], targets: list[Target], *, rois_per_image: int
+    ) -> dict[str, Tensor]:
         """`loss_cls`, `loss_bbox` and, with a mask head, `loss_mask`, scalars.
 
         Args:
             maps: pyramid levels (B, C, H_l, W_l).
             proposals: for each image (N, 4) xyxy, pixels of the batch images.
             targets: B targets.
+            rois_per_image: how many regions of an image train the heads at most.
         """
         samples = [
             sample_rois(
-                boxes, target, iou=POSITIVE_IOU, low_quality=self.low_quality, num_classes=self.bbox_head.num_classes
+                boxes,
+                target,
+                num=rois_per_image,
+                iou=POSITIVE_IOU,
+                low_quality=self.low_quality,
+                num_classes=self.bbox_head.num_classes,
             )
             for boxes, target in zip(proposals, targets)
         ]

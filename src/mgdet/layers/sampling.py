@@ -11,7 +11,6 @@ from mgdet.detectors.base import Target
 from mgdet.layers.boxes import pairwise_iou
 from mgdet.layers.matching import NEGATIVE, match_by_iou
 
-ROIS_PER_IMAGE = 512
 POSITIVE_SHARE = 0.25
 
 
@@ -55,13 +54,14 @@ class RoISample(NamedTuple):
 
 @torch.no_grad()
 def sample_rois(
-    proposals: Tensor, target: Target, *, iou: float, low_quality: bool = False, num_classes: int
+    proposals: Tensor, target: Target, *, num: int, iou: float, low_quality: bool = False, num_classes: int
 ) -> RoISample:
     """Draws regions from an image's proposals and from the boxes of its objects, which join as positives.
 
     Args:
         proposals: (N, 4) xyxy, pixels of the batch image.
         target: the image's objects.
+        num: how many regions at most.
         iou: overlap from which a proposal is positive.
         low_quality: a proposal with an object's best overlap, at least `iou`, takes that object.
         num_classes: label of the background.
@@ -70,7 +70,7 @@ def sample_rois(
     overlaps = pairwise_iou(proposals, boxes)
     match = match_by_iou(overlaps, positive=iou, negative=iou, min_positive=iou, low_quality=low_quality)
     match = torch.cat([torch.arange(len(boxes), device=match.device), match])
-    positive, negative = choose_balanced(match >= 0, match == NEGATIVE, num=ROIS_PER_IMAGE, share=POSITIVE_SHARE)
+    positive, negative = choose_balanced(match >= 0, match == NEGATIVE, num=num, share=POSITIVE_SHARE)
     rows, others = positive.nonzero()[:, 0], negative.nonzero()[:, 0]
     objects = match[rows]
     labels = torch.cat([target.labels[objects], target.labels.new_full((len(others),), num_classes)])

@@ -23,9 +23,9 @@ def solo_r50() -> Config:
 
 
 def solo_r50_3x() -> Config:
-    """The same, schedule 3x, multi-scale."""
+    """The same, schedule 3x, at one of six scales: 640, 672, ... 800."""
     config = solo_r50()
-    config.data.short_edge = (640, 800)
+    config.data.short_edge, config.data.short_edge_step = (640, 800), 32
     config.schedule = replace(schedule_3x(), warmup_ratio=1 / 3)
     return config
 

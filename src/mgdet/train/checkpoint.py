@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ from mgdet.config import Config
 from mgdet.errors import UserError
 from mgdet.interop.files import atomic_write
 
-CONFIG_FILE, STATE_FILE = "config.json", "state.pth"
+CONFIG_FILE, STATE_FILE, LOCK_FILE = "config.json", "state.pth", ".lock"
 LAST_FILE, BEST_FILE = "student_last.pth", "student_best.pth"
 
 FREE_TO_CHANGE = (
@@ -159,6 +163,28 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the run's folder {folder} cannot be made: {error.strerror}") from None
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a run's folder; the lock ends with this process, however it ends.
+
+    Raises:
+        UserError: another process trains in the folder.
+    """
+    file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: forked workers would hold that one on
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise UserError(
+                    f"another process trains in {folder} right now; wait for it, stop it, or choose another --run-dir"
+                ) from None
+            # Else the file system has no locks.
+        yield
+    finally:
+        os.close(file)
 
 
 def write_config(folder: Path, config: Config) -> None:

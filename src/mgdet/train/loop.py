@@ -24,7 +24,7 @@ from mgdet.detectors.build import detector_class
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import check_truth, evaluate, run_detector
 from mgdet.interop.weights import save_checkpoint
-from mgdet.train.checkpoint import BEST_FILE, LAST_FILE, State, find_run, make_folder, write_config
+from mgdet.train.checkpoint import BEST_FILE, LAST_FILE, State, alone_in, find_run, make_folder, write_config
 from mgdet.train.distributed import World
 from mgdet.train.logging import RunLog
 from mgdet.train.models import Models, build_models
@@ -66,6 +66,7 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
         seed=config.train.seed,
         long_edge=config.data.long_edge,
         short_edge=config.data.short_edge,
+        short_edge_step=config.data.short_edge_step,
         flip=config.data.flip,
         start_step=step,
     )
@@ -83,17 +84,20 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
         state.check_teacher(folder, models.teacher_sha256)
     # Nothing is written before here: what is wrong with the input has been said.
     make_folder(folder)
-    log = RunLog(
-        folder,
-        title=_title(config, folder, world),
-        total_steps=config.schedule.epochs * sampler.steps_per_epoch,
-        start_step=step,
-        evaluated=evaluated,
-        enabled=world.main,
-        tensorboard=config.train.tensorboard,
-        wandb=config.train.wandb,
-    )
-    with log, StopRequest() as stop:
+    with (
+        alone_in(folder) if world.main else contextlib.nullcontext(),
+        RunLog(
+            folder,
+            title=_title(config, folder, world),
+            total_steps=config.schedule.epochs * sampler.steps_per_epoch,
+            start_step=step,
+            evaluated=evaluated,
+            enabled=world.main,
+            tensorboard=config.train.tensorboard,
+            wandb=config.train.wandb,
+        ) as log,
+        StopRequest() as stop,
+    ):
         if world.main:
             write_config(folder, config)
         for note in notes:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mgdet.config import Config, ModelConfig
+from mgdet.config import ROIS_PER_IMAGE, Config, ModelConfig
 from mgdet.detectors.base import Detector
 from mgdet.detectors.build import build_detector
 from mgdet.distill.inherit import inherit
@@ -37,8 +37,12 @@ class Models:
 
 
 def detector_from(config: ModelConfig, num_classes: int) -> Detector:
-    """The detector that a config section describes, with random weights."""
-    return build_detector(
+    """The detector that a config section describes, with random weights.
+
+    Raises:
+        UserError: there is no such detector or backbone, or it does not have what a setting is about.
+    """
+    detector = build_detector(
         config.detector,
         backbone=config.backbone,
         num_classes=num_classes,
@@ -47,6 +51,11 @@ def detector_from(config: ModelConfig, num_classes: int) -> Detector:
         frozen_stages=config.frozen_stages,
         norm_eval=config.norm_eval,
     )
+    if detector.rois_per_image:
+        detector.rois_per_image = config.rois_per_image
+    elif config.rois_per_image != ROIS_PER_IMAGE:
+        raise UserError(f"a {config.detector} has no second stage, so rois_per_image is nothing to set; leave it out")
+    return detector
 
 
 def build_models(config: Config, classes: Sequence[str], *, fresh: bool, say: Say) -> Models:
@@ -63,7 +72,7 @@ def build_models(config: Config, classes: Sequence[str], *, fresh: bool, say: Sa
     """
     student = detector_from(config.student, len(classes))
     if fresh:
-        _start(student, config.student, say)
+        _start(student, config.student, classes, say)
     if config.teacher is None or config.mgd is None:
         return Models(DistilledStudent(student), None, "")
     teacher = detector_from(config.teacher, len(classes))
@@ -103,7 +112,7 @@ def load_detector(config: ModelConfig, checkpoint: Checkpoint, classes: Sequence
     return detector.eval(), load_checkpoint(detector, checkpoint).line()
 
 
-def _start(student: Detector, config: ModelConfig, say: Say) -> None:
+def _start(student: Detector, config: ModelConfig, classes: Sequence[str], say: Say) -> None:
     weights = config.weights
     if weights.startswith(TIMM) and _base(weights.removeprefix(TIMM)) != _base(config.backbone):
         raise UserError(
@@ -119,8 +128,12 @@ def _start(student: Detector, config: ModelConfig, say: Say) -> None:
         parts = {name.partition(".")[0] for name in student.state_dict()}
         offsets = tuple(name for name in student.state_dict() if ".conv_offset." in name)
         partial = (*(f"{part}." for part in sorted(parts - {"backbone"})), *offsets)
-    elif checkpoint.classes is not None and len(checkpoint.classes) != student.num_classes:
+    elif checkpoint.classes is not None and checkpoint.classes != tuple(classes):
+        # What predicts other classes is no start for these, also where its shapes fit.
         partial = student.class_predictors
+        kept = {name: value for name, value in checkpoint.state_dict.items() if not name.startswith(partial)}
+        checkpoint = replace(checkpoint, state_dict=kept)
+        say(f"{checkpoint.path} knows other classes than the data, so what predicts classes starts at random")
     say(f"student: {load_checkpoint(student, checkpoint, partial=partial).line()}")
 
 
