@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -68,9 +68,12 @@ def demo(out: Path, *, pair: str, quick: bool, seed: int, say: Callable[[str], N
     """
     if pair not in PAIRS:
         raise UserError(f"there is no pair '{pair}'{nearest(pair, PAIRS)}")
+    if seed < 0:
+        raise UserError(f"--seed is {seed}; give 0 or more")
     root = out / "shapes"
     say(f"making the data set {root}")
-    write_shapes(root, num_train=600 if quick else 2000, num_val=60 if quick else 250, size=IMAGE_SIZE, seed=seed)
+    length = PAIRS[pair].quick if quick else PAIRS[pair].full
+    write_shapes(root, num_train=length.num_train, num_val=length.num_val, size=IMAGE_SIZE, seed=seed)
     world = World(rank=0, size=1, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     runs = configs(out, pair=pair, quick=quick, seed=seed)
     for run, config in runs.items():
@@ -93,13 +96,11 @@ def demo(out: Path, *, pair: str, quick: bool, seed: int, say: Callable[[str], N
 
 def configs(out: Path, *, pair: str, quick: bool, seed: int) -> dict[str, Config]:
     """The three runs by the name of their folder, in the order in which they must run."""
-    runs = {"teacher": demo_teacher(pair), "student": demo_student(pair), "distilled": demo_distilled(pair)}
-    for run, config in runs.items():
+    recipes = {"teacher": demo_teacher, "student": demo_student, "distilled": demo_distilled}
+    runs = {run: recipe(pair, quick=quick) for run, recipe in recipes.items()}
+    for config in runs.values():
         config.data.root = str(out / "shapes")
         config.train.seed = seed
-        if quick:
-            epochs = 6 if run == "teacher" else 3
-            config.schedule = replace(config.schedule, epochs=epochs, drops=(epochs - 1,), warmup_steps=50)
     distilled = runs["distilled"]
     assert distilled.teacher is not None
     distilled.teacher.weights = str(out / "teacher" / LAST_FILE)

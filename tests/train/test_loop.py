@@ -37,7 +37,7 @@ def train(config, folder, resume=False):
 
 def test_the_folder_holds_the_run_and_nothing_else(whole, tiny):
     folder, _ = whole
-    names = {"config.json", "student_last.pth", "student_best.pth", "state.pth", "metrics.jsonl", "log.txt"}
+    names = {"config.json", "student_last.pth", "student_best.pth", "state.pth", "metrics.jsonl", "log.txt", ".lock"}
     assert {path.name for path in folder.iterdir()} == names
     assert Config.from_dict(json.loads((folder / "config.json").read_text())) == tiny.config()
 

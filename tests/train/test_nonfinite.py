@@ -9,6 +9,7 @@ import mgdet.detectors.retinanet as retinanet
 import mgdet.train.loop as loop
 from mgdet.cli import main
 from mgdet.distill.mgd import MGD
+from tiny import records
 
 STEP = 4
 
@@ -140,5 +141,7 @@ def test_half_precision_lowers_its_scale_and_goes_on(tiny, tmp_path, monkeypatch
 
     monkeypatch.setattr(loop.Run, "_take_step", step)
     arguments = ["--train.amp", "fp16", "--run-dir", str(tmp_path / "run"), "--train.stop_after", "3"]
-    assert main([*tiny.arguments("train"), *arguments]) == 0
+    assert main([*tiny.arguments("train"), *arguments, "--train.log-every", "3"]) == 0
     assert steps == [(65536, True), (32768, False), (32768, True)]
+    (line,) = [line for line in records(tmp_path / "run") if line["kind"] == "train"]
+    assert line["grad_norm"] > 0, "the mean of the two steps that have one"

@@ -5,10 +5,11 @@ Any of the paper's five pairs of detectors, with backbones small enough for a CP
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from mgdet.config import (
+    ROIS_PER_IMAGE,
     Config,
     DataConfig,
     Metric,
@@ -20,9 +21,24 @@ from mgdet.config import (
 )
 from mgdet.recipes.base import Recipe
 
-CHANNELS = 64
 TEACHER_BACKBONE, STUDENT_BACKBONE = "resnet18", "test_resnet"
 IMAGE_SIZE = (128, 160)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Length:
+    """How much a demo does.
+
+    num_train, num_val: images of the data set.
+    teacher_epochs, student_epochs: passes over the training images.
+    warmup_steps: of every run.
+    """
+
+    num_train: int
+    num_val: int
+    teacher_epochs: int
+    student_epochs: int
+    warmup_steps: int = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,17 +48,20 @@ class Pair:
     teacher: name of the detector that teaches.
     student: name of the detector that learns.
     metrics: what is measured; the first is what the table compares.
-    mgd_weight: alpha.
-    mask_ratio: lambda, as published.
-    inherit: as published.
+    mgd: its setting; mask ratio and inheriting are as published.
+    channels: width of necks and heads.
+    rois_per_image: regions that train a second stage.
+    full, quick: how long it takes.
     """
 
     teacher: str
     student: str
     metrics: tuple[Metric, ...]
-    mgd_weight: float
-    mask_ratio: float
-    inherit: bool
+    mgd: MGDConfig
+    channels: int
+    rois_per_image: int = ROIS_PER_IMAGE
+    full: Length
+    quick: Length
 
 
 PAIRS: dict[str, Pair] = {
@@ -50,49 +69,57 @@ PAIRS: dict[str, Pair] = {
         teacher="retinanet",
         student="retinanet",
         metrics=("bbox",),
-        mgd_weight=2e-5,
-        mask_ratio=0.65,
-        inherit=True,
+        mgd=MGDConfig(weight=2e-5, mask_ratio=0.65, inherit=True),
+        channels=64,
+        full=Length(num_train=2000, num_val=250, teacher_epochs=9, student_epochs=2),
+        quick=Length(num_train=600, num_val=60, teacher_epochs=6, student_epochs=3, warmup_steps=50),
     ),
     "faster_rcnn": Pair(
         teacher="cascade_mask_rcnn",
         student="faster_rcnn",
         metrics=("bbox",),
-        mgd_weight=5e-6,
-        mask_ratio=0.45,
-        inherit=False,
+        mgd=MGDConfig(weight=5e-6, mask_ratio=0.45, inherit=False),
+        channels=32,
+        rois_per_image=32,
+        full=Length(num_train=2000, num_val=250, teacher_epochs=3, student_epochs=2),
+        quick=Length(num_train=600, num_val=60, teacher_epochs=2, student_epochs=1, warmup_steps=50),
     ),
     "mask_rcnn": Pair(
         teacher="cascade_mask_rcnn",
         student="mask_rcnn",
         metrics=("segm", "bbox"),
-        mgd_weight=5e-6,
-        mask_ratio=0.45,
-        inherit=False,
+        mgd=MGDConfig(weight=5e-6, mask_ratio=0.45, inherit=False),
+        channels=32,
+        rois_per_image=32,
+        full=Length(num_train=2000, num_val=250, teacher_epochs=3, student_epochs=2),
+        quick=Length(num_train=600, num_val=60, teacher_epochs=2, student_epochs=1, warmup_steps=50),
     ),
     "reppoints": Pair(
         teacher="reppoints",
         student="reppoints",
         metrics=("bbox",),
-        mgd_weight=2e-5,
-        mask_ratio=0.65,
-        inherit=True,
+        mgd=MGDConfig(weight=2e-5, mask_ratio=0.65, inherit=True),
+        channels=32,
+        full=Length(num_train=2000, num_val=250, teacher_epochs=3, student_epochs=2),
+        quick=Length(num_train=600, num_val=60, teacher_epochs=2, student_epochs=1, warmup_steps=50),
     ),
     "solo": Pair(
         teacher="solo",
         student="solo",
         metrics=("segm", "bbox"),
-        mgd_weight=2e-5,
-        mask_ratio=0.65,
-        inherit=True,
+        mgd=MGDConfig(weight=2e-5, mask_ratio=0.65, inherit=True),
+        channels=32,
+        full=Length(num_train=2000, num_val=250, teacher_epochs=6, student_epochs=2),
+        quick=Length(num_train=600, num_val=60, teacher_epochs=3, student_epochs=2, warmup_steps=50),
     ),
 }
 
 
-def demo_student(pair: str = "retinanet") -> Config:
+def demo_student(pair: str = "retinanet", *, quick: bool = False) -> Config:
     """The small detector, alone."""
+    own, length = PAIRS[pair], _length(pair, quick)
     return Config(
-        student=_model(PAIRS[pair].student, STUDENT_BACKBONE),
+        student=_model(own.student, STUDENT_BACKBONE, own),
         data=DataConfig(
             root="demo/shapes",
             train_annotations="annotations/train.json",
@@ -104,35 +131,50 @@ def demo_student(pair: str = "retinanet") -> Config:
             workers=1,
         ),
         optimizer=OptimizerConfig(name="adamw", lr=0.006, weight_decay=0.01, clip_norm=5.0),
-        schedule=ScheduleConfig(epochs=2, drops=(1,), warmup_steps=100),
-        train=TrainConfig(batch=8, log_every=25, metrics=PAIRS[pair].metrics),
+        schedule=_schedule(length.student_epochs, length.warmup_steps),
+        train=TrainConfig(batch=8, log_every=25, metrics=own.metrics),
     )
 
 
-def demo_teacher(pair: str = "retinanet") -> Config:
+def demo_teacher(pair: str = "retinanet", *, quick: bool = False) -> Config:
     """The big detector, with a longer schedule."""
-    config = demo_student(pair)
-    config.student = _model(PAIRS[pair].teacher, TEACHER_BACKBONE)
+    own, length = PAIRS[pair], _length(pair, quick)
+    config = demo_student(pair, quick=quick)
+    config.student = _model(own.teacher, TEACHER_BACKBONE, own)
     config.optimizer.lr = 0.004
-    config.schedule = ScheduleConfig(epochs=9, drops=(7, 8), warmup_steps=100)
+    config.schedule = _schedule(length.teacher_epochs, length.warmup_steps)
     return config
 
 
-def demo_distilled(pair: str = "retinanet") -> Config:
+def demo_distilled(pair: str = "retinanet", *, quick: bool = False) -> Config:
     """The small detector with MGD; `teacher.weights` names the file of the trained teacher."""
-    config = demo_student(pair)
+    config = demo_student(pair, quick=quick)
     config.teacher = demo_teacher(pair).student
     config.teacher.weights = "demo/teacher/student_last.pth"
-    config.mgd = MGDConfig(
-        weight=PAIRS[pair].mgd_weight, mask_ratio=PAIRS[pair].mask_ratio, inherit=PAIRS[pair].inherit
-    )
+    config.mgd = replace(PAIRS[pair].mgd)
     return config
 
 
-def _model(detector: str, backbone: str) -> ModelConfig:
+def _length(pair: str, quick: bool) -> Length:
+    return PAIRS[pair].quick if quick else PAIRS[pair].full
+
+
+def _schedule(epochs: int, warmup_steps: int) -> ScheduleConfig:
+    """Drops before the last epoch and, of a long schedule, before the one before it too."""
+    drops = {max(1, epochs - 2), max(1, epochs - 1)} if epochs > 6 else {max(1, epochs - 1)}
+    return ScheduleConfig(epochs=epochs, drops=tuple(sorted(drops)), warmup_steps=warmup_steps)
+
+
+def _model(detector: str, backbone: str, pair: Pair) -> ModelConfig:
     """From random weights everything trains, also the statistics of the batch norms."""
     return ModelConfig(
-        detector=detector, backbone=backbone, channels=CHANNELS, frozen_stages=0, norm_eval=False, weights="random"
+        detector=detector,
+        backbone=backbone,
+        channels=pair.channels,
+        frozen_stages=0,
+        norm_eval=False,
+        rois_per_image=pair.rois_per_image,
+        weights="random",
     )
 
 

@@ -249,30 +249,44 @@ class Run:
         values = dict(zip(losses[0], means))
         if not all(map(math.isfinite, means)) or not (math.isfinite(norm.item()) or self._scale_can_fall()):
             local = [dict(zip(losses[0], row)) for row in stacked.tolist()]
-            stop_nonfinite(self.student, batches, local, step=self.step + 1, folder=self.folder, world=self.world)
+            stop_nonfinite(
+                self.student,
+                batches,
+                local,
+                step=self.step + 1,
+                folder=self.folder,
+                world=self.world,
+                autocast=self._autocast,
+            )
         nn.utils.clip_grads_with_norm_(self.parameters, config.optimizer.clip_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
         self.step += 1
         self.log.tick(self.step)
-        for name, value in {**values, "grad_norm": norm.item(), "steps": 1.0}.items():
+        values["steps"] = 1.0
+        if math.isfinite(norm.item()):  # in fp16 a step that overflows has none, and changed nothing
+            values |= {"grad_norm": norm.item(), "updates": 1.0}
+        for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         return asked_share > 0
 
     def _forward_backward(self, batch: Batch, *, last: bool) -> dict[str, Tensor]:
         """The losses of one micro-batch, their sum first; gradients join over processes with the `last`."""
-        device, amp = self.world.device, self.config.train.amp
-        batch = batch.to(device, non_blocking=True)
+        batch = batch.to(self.world.device, non_blocking=True)
         images = batch.images().contiguous(memory_format=torch.channels_last)
         apart = not last and isinstance(self.model, DistributedDataParallel)
         with self.model.no_sync() if apart else contextlib.nullcontext():  # type: ignore[operator]
-            with torch.autocast(device.type, dtype=AMP_TYPES[amp], enabled=amp != "off"):
+            with self._autocast():
                 taps = self.teacher(images) if self.teacher is not None else ()
                 losses: dict[str, Tensor] = self.model(images, batch.targets, taps)
             total = torch.stack(list(losses.values())).sum()
             self.scaler.scale(total / self.config.train.accumulate).backward()
         return {"loss": total.detach()} | {name: value.detach() for name, value in losses.items()}
+
+    def _autocast(self) -> torch.autocast:
+        amp = self.config.train.amp
+        return torch.autocast(self.world.device.type, dtype=AMP_TYPES[amp], enabled=amp != "off")
 
     def _scale_can_fall(self) -> bool:
         """In fp16 a gradient that overflows skips its step and halves the scale; below 1 that is no cure any more."""
@@ -294,12 +308,14 @@ class Run:
     def _log(self) -> None:
         """One log point: means since the last one. The rate is that of the step just taken."""
         count, steps = self.sums.pop("steps"), self.step - self._clock_step
+        updates = self.sums.pop("updates", 0.0)
+        grad_norm = self.sums.pop("grad_norm") / updates if updates else math.nan
         means = {name: value / count for name, value in self.sums.items()}
         seconds = time.perf_counter() - self._clock
         self.log.step(
             self.step,
             epoch=self.step / self.steps_per_epoch,
-            grad_norm=means.pop("grad_norm"),
+            grad_norm=grad_norm,
             losses=means,
             lr=self.optimizer.param_groups[0]["lr"],
             images_per_second=steps * self.images_per_step / seconds,

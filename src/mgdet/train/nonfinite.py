@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +28,7 @@ def stop_nonfinite(
     step: int,
     folder: Path,
     world: World,
+    autocast: Callable[[], AbstractContextManager[Any]],
 ) -> None:
     """Saves the step's batches and weights, and stops the run. Every process calls it together.
 
@@ -40,6 +43,7 @@ def stop_nonfinite(
         step: number of the step, counted from 1.
         folder: the run's folder.
         world: this process among the others.
+        autocast: makes the context in which the losses were computed.
 
     Raises:
         TrainingError: always; it names step, rank, losses, levels and files.
@@ -48,7 +52,7 @@ def stop_nonfinite(
     for batch, values in zip(batches, losses):
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
-            found.append(f"{_describe(model.student, batch, bad, world)} on {', '.join(batch.files)}")
+            found.append(f"{_describe(model.student, batch, bad, world, autocast)} on {', '.join(batch.files)}")
     reports = world.gather(found)
     if not any(reports):
         found = [f"{_gradients(model)} on {', '.join(file for batch in batches for file in batch.files)}"]
@@ -68,12 +72,18 @@ def _gradients(model: DistilledStudent) -> str:
     return f"the gradient of {', '.join(bad[:NAMES_SHOWN])}{more}, though every loss is finite,"
 
 
-def _describe(detector: Detector, batch: Batch, bad: Sequence[str], world: World) -> str:
+def _describe(
+    detector: Detector,
+    batch: Batch,
+    bad: Sequence[str],
+    world: World,
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> str:
     """The losses that are no numbers; for those that are sums over levels, which levels are to blame."""
     device_batch = batch.to(world.device)
-    with torch.no_grad():
+    with torch.no_grad(), autocast():
         maps = detector.pyramid(device_batch.images()).maps
-        parts = detector.loss_parts([level.float() for level in maps], device_batch.targets)
+        parts = detector.loss_parts(maps, device_batch.targets)
     names = []
     for name in bad:
         part = parts.get(name)
