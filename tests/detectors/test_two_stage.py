@@ -143,7 +143,7 @@ def test_losses_gradients_and_samples(case, drawn):
 
 def test_heads_on_fixed_proposals(case, pyramid, drawn):
     case.detector.zero_grad()
-    losses = case.detector.roi_head.losses(pyramid.maps, recorded.proposals(), recorded.targets())
+    losses = case.detector.roi_head.losses(pyramid.maps, recorded.proposals(), recorded.targets(), rois_per_image=512)
     assert_losses(losses, case.stored["fixedprop.losses"])
     sum(losses.values()).backward()
     norms = case.stored["fixedprop.grad_norms"]
@@ -153,7 +153,7 @@ def test_heads_on_fixed_proposals(case, pyramid, drawn):
 
 def test_heads_on_synthetic_maps(case):
     with torch.no_grad():
-        losses = case.detector.roi_head.losses(recorded.feature_maps(), recorded.proposals(), recorded.targets())
+        losses = case.detector.roi_head.losses(recorded.feature_maps(), recorded.proposals(), recorded.targets(), rois_per_image=512)
     assert_losses(losses, case.stored["synth.roi.losses"])
 
 

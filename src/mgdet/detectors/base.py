@@ -76,29 +76,34 @@ class Detections(NamedTuple):
 class Detector(nn.Module):
     """A detector as three plain functions: images to pyramid, pyramid to losses, pyramid to detections.
 
-    A subclass sets the attributes below. No method changes what it returns with the training flag; `train()` only
-    decides what the norm layers do, and with `norm_eval` the backbone's batch norms keep their statistics for ever.
+    No method changes what it returns with the training flag; `train()` only decides what the norm layers do, and with
+    `norm_eval` the backbone's batch norms keep their statistics for ever. A subclass adds the neck and its head, and
+    sets the attributes below.
 
-    backbone: images to stages.
     neck: stages to a `Pyramid`.
-    num_classes: classes without background.
     num_taps: levels that can be distilled.
-    tap_channels: their width.
     class_predictors: prefixes of the state-dict entries whose shape depends on the number of classes.
     has_masks: does it learn and find masks?
-    norm_eval: do the backbone's batch norms keep their statistics also in training?
     rois_per_image: regions of an image that train the second stage at most; 0 where there is none.
+
+    Args:
+        backbone: images (B, 3, H, W) to four maps of strides 4 to 32, as `build_backbone` makes it;
+            `feature_info.channels()` are their widths.
+        num_classes: classes without background.
+        channels: width of the levels that can be distilled, `tap_channels`.
+        norm_eval: do the backbone's batch norms keep their statistics also in training?
     """
 
-    backbone: Any
     neck: Any
-    num_classes: int
     num_taps: int
-    tap_channels: int
     class_predictors: tuple[str, ...]
     has_masks: bool = False
-    norm_eval: bool = True
     rois_per_image: int = 0
+
+    def __init__(self, backbone: nn.Module, *, num_classes: int, channels: int, norm_eval: bool):
+        super().__init__()
+        self.backbone: Any = backbone
+        self.num_classes, self.tap_channels, self.norm_eval = num_classes, channels, norm_eval
 
     def train(self, mode: bool = True) -> Detector:
         """Sets the training flag everywhere but, with `norm_eval`, on the backbone's batch norms."""

@@ -10,6 +10,7 @@ from mgdet.detectors.reppoints import RepPoints
 from mgdet.detectors.retinanet import RetinaNet
 from mgdet.detectors.solo import SOLO
 from mgdet.errors import UserError, nearest
+from mgdet.layers.backbone import build_backbone
 
 DETECTORS: dict[str, type[Detector]] = {
     "cascade_mask_rcnn": CascadeMaskRCNN,
@@ -56,11 +57,6 @@ def build_detector(
     Raises:
         UserError: no such detector or backbone; the message names the nearest.
     """
-    return detector_class(name)(
-        backbone=backbone,
-        num_classes=num_classes,
-        deformable=deformable,
-        channels=channels,
-        frozen_stages=frozen_stages,
-        norm_eval=norm_eval,
-    )
+    kind = detector_class(name)
+    stages = build_backbone(backbone, frozen_stages=frozen_stages, deformable=deformable)
+    return kind(stages, num_classes=num_classes, channels=channels, norm_eval=norm_eval)

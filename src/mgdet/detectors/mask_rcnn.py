@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mgdet.detectors.base import Detections, Detector, Target
-from mgdet.layers.backbone import build_backbone
 from mgdet.layers.box_head import BoxHead
 from mgdet.layers.fpn import FPN
 from mgdet.layers.mask_head import MaskHead
@@ -17,11 +16,9 @@ class MaskRCNN(Detector):
     """Two-stage detector of boxes and masks: proposals from pyramid levels P2 to P6, regions pooled from P2 to P5.
 
     Args:
-        backbone: name of a timm backbone.
+        backbone: see `Detector`.
         num_classes: classes without background.
-        deformable: deformable convolutions in backbone stages c3 to c5.
         channels: width of neck and first stage; the second stage is four times as wide.
-        frozen_stages: backbone stages, with the stem, that do not train.
         norm_eval: keep the backbone's batch norm statistics fixed.
     """
 
@@ -29,22 +26,11 @@ class MaskRCNN(Detector):
     class_predictors = ("roi_head.bbox_head.fc_cls.", "roi_head.bbox_head.fc_reg.", "roi_head.mask_head.conv_logits.")
     has_masks = True
 
-    def __init__(
-        self,
-        *,
-        backbone: str,
-        num_classes: int,
-        deformable: bool = False,
-        channels: int = 256,
-        frozen_stages: int = 1,
-        norm_eval: bool = True,
-    ):
-        super().__init__()
-        self.num_classes, self.norm_eval, self.tap_channels = num_classes, norm_eval, channels
+    def __init__(self, backbone: nn.Module, *, num_classes: int, channels: int = 256, norm_eval: bool = True):
+        super().__init__(backbone, num_classes=num_classes, channels=channels, norm_eval=norm_eval)
         self.rois_per_image = 512
         self.score_threshold, self.nms_threshold, self.max_detections = 0.05, 0.5, 100
         self.mask_threshold = 0.5
-        self.backbone = build_backbone(backbone, frozen_stages=frozen_stages, deformable=deformable)
         self.neck = FPN(self.backbone.feature_info.channels(), channels, num_levels=5, extra="pool")
         self.rpn_head = RPNHead(channels)
         self.roi_head = RoIHead(BoxHead(channels, num_classes), MaskHead(channels, num_classes))

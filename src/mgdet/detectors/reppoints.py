@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from mgdet.detectors.base import Detections, Detector, Target
 from mgdet.layers.anchors import AnchorGrid
-from mgdet.layers.backbone import build_backbone
 from mgdet.layers.boxes import clip, pairwise_iou
 from mgdet.layers.conv import ConvBlock, head_std, init_bias, init_normal
 from mgdet.layers.dcn import convolve_at
@@ -87,34 +86,21 @@ class RepPoints(Detector):
     """One-stage detector on pyramid levels P3 to P7 without anchors, group norm in neck and head.
 
     Args:
-        backbone: name of a timm backbone.
+        backbone: see `Detector`.
         num_classes: classes without background.
-        deformable: deformable convolutions in backbone stages c3 to c5.
         channels: width of neck and head, a multiple of 32.
-        frozen_stages: backbone stages, with the stem, that do not train.
         norm_eval: keep the backbone's batch norm statistics fixed.
     """
 
     num_taps = 5
     class_predictors = ("bbox_head.reppoints_cls_out.",)
 
-    def __init__(
-        self,
-        *,
-        backbone: str,
-        num_classes: int,
-        deformable: bool = False,
-        channels: int = 256,
-        frozen_stages: int = 1,
-        norm_eval: bool = True,
-    ):
-        super().__init__()
-        self.num_classes, self.norm_eval, self.tap_channels = num_classes, norm_eval, channels
+    def __init__(self, backbone: nn.Module, *, num_classes: int, channels: int = 256, norm_eval: bool = True):
+        super().__init__(backbone, num_classes=num_classes, channels=channels, norm_eval=norm_eval)
         self.score_threshold, self.nms_threshold = 0.05, 0.5
         self.candidates_per_level, self.max_detections = 1000, 100
         # Anchors without extent: the corner origin (x, y, x, y) of each cell, which its points are counted from.
         self.origins = AnchorGrid(STRIDES, [0.0], [1.0])
-        self.backbone = build_backbone(backbone, frozen_stages=frozen_stages, deformable=deformable)
         widths = self.backbone.feature_info.channels()
         self.neck = FPN(widths[1:], channels, num_levels=5, extra="conv", group_norm=True)
         self.bbox_head = RepPointsHead(num_classes, channels)

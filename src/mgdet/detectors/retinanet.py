@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from mgdet.detectors.base import Detections, Detector, Target
 from mgdet.layers.anchors import AnchorGrid
-from mgdet.layers.backbone import build_backbone
 from mgdet.layers.boxes import decode, encode, pairwise_iou
 from mgdet.layers.conv import ConvBlock, head_std, init_bias, init_normal
 from mgdet.layers.fpn import FPN
@@ -49,33 +48,20 @@ class RetinaNet(Detector):
     """One-stage detector on pyramid levels P3 to P7.
 
     Args:
-        backbone: name of a timm backbone.
+        backbone: see `Detector`.
         num_classes: classes without background.
-        deformable: deformable convolutions in backbone stages c3 to c5.
         channels: width of neck and head.
-        frozen_stages: backbone stages, with the stem, that do not train.
         norm_eval: keep the backbone's batch norm statistics fixed.
     """
 
     num_taps = 5
     class_predictors = ("bbox_head.retina_cls.",)
 
-    def __init__(
-        self,
-        *,
-        backbone: str,
-        num_classes: int,
-        deformable: bool = False,
-        channels: int = 256,
-        frozen_stages: int = 1,
-        norm_eval: bool = True,
-    ):
-        super().__init__()
-        self.num_classes, self.norm_eval, self.tap_channels = num_classes, norm_eval, channels
+    def __init__(self, backbone: nn.Module, *, num_classes: int, channels: int = 256, norm_eval: bool = True):
+        super().__init__(backbone, num_classes=num_classes, channels=channels, norm_eval=norm_eval)
         self.score_threshold, self.nms_threshold = 0.05, 0.5
         self.candidates_per_level, self.max_detections = 1000, 100
         self.anchors = AnchorGrid(STRIDES, [4 * 2 ** (i / 3) for i in range(3)], [0.5, 1.0, 2.0])
-        self.backbone = build_backbone(backbone, frozen_stages=frozen_stages, deformable=deformable)
         widths = self.backbone.feature_info.channels()
         self.neck = FPN(widths[1:], channels, num_levels=5, extra="conv")
         self.bbox_head = RetinaHead(num_classes, self.anchors.num_forms, channels)

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgdet.detectors.base import Detections, Detector, Target
-from mgdet.layers.backbone import build_backbone
 from mgdet.layers.conv import ConvBlock, head_std, init_bias, init_normal
 from mgdet.layers.fpn import FPN
 from mgdet.layers.losses import sigmoid_focal_sum
@@ -236,11 +235,9 @@ class SOLO(Detector):
     """One-stage instance segmentation on pyramid levels P2 to P6; its boxes are those of its masks.
 
     Args:
-        backbone: name of a timm backbone.
+        backbone: see `Detector`.
         num_classes: classes without background.
-        deformable: deformable convolutions in backbone stages c3 to c5.
         channels: width of neck and head.
-        frozen_stages: backbone stages, with the stem, that do not train.
         norm_eval: keep the backbone's batch norm statistics fixed.
     """
 
@@ -248,21 +245,10 @@ class SOLO(Detector):
     class_predictors = ("mask_head.conv_cls.",)
     has_masks = True
 
-    def __init__(
-        self,
-        *,
-        backbone: str,
-        num_classes: int,
-        deformable: bool = False,
-        channels: int = 256,
-        frozen_stages: int = 1,
-        norm_eval: bool = True,
-    ):
-        super().__init__()
-        self.num_classes, self.norm_eval, self.tap_channels = num_classes, norm_eval, channels
+    def __init__(self, backbone: nn.Module, *, num_classes: int, channels: int = 256, norm_eval: bool = True):
+        super().__init__(backbone, num_classes=num_classes, channels=channels, norm_eval=norm_eval)
         self.score_threshold, self.mask_threshold, self.filter_threshold = 0.1, 0.5, 0.05
         self.nms_sigma, self.nms_candidates, self.max_detections = 2.0, 500, 100
-        self.backbone = build_backbone(backbone, frozen_stages=frozen_stages, deformable=deformable)
         self.neck = FPN(self.backbone.feature_info.channels(), channels, num_levels=5, extra="pool")
         self.mask_head = SOLOHead(num_classes, channels)
 
