@@ -153,7 +153,9 @@ def test_heads_on_fixed_proposals(case, pyramid, drawn):
 
 def test_heads_on_synthetic_maps(case):
     with torch.no_grad():
-        losses = case.detector.roi_head.losses(recorded.feature_maps(), recorded.proposals(), recorded.targets(), rois_per_image=512)
+        losses = case.detector.roi_head.losses(
+            recorded.feature_maps(), recorded.proposals(), recorded.targets(), rois_per_image=512
+        )
     assert_losses(losses, case.stored["synth.roi.losses"])
 
 
