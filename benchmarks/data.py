@@ -53,6 +53,7 @@ def sampler(dataset: CocoDataset, args: argparse.Namespace) -> TrainSampler:
         seed=0,
         long_edge=long_edge,
         short_edge=(short_edge, short_edge),
+        short_edge_step=1,
         flip=0.5,
     )
 

@@ -89,6 +89,7 @@ class Bench:
             seed=0,
             long_edge=config.data.long_edge,
             short_edge=config.data.short_edge,
+            short_edge_step=config.data.short_edge_step,
             flip=config.data.flip,
         )
         self.loader = train_loader(data, sampler, workers=workers, pin=self.device.type == "cuda")
