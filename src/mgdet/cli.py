@@ -110,7 +110,7 @@ class DemoArguments:
     """Make a data set, train a teacher, a student alone and the same student with MGD, and compare the three."""
 
     pair: str = "retinanet"
-    """Which pair, in small: retinanet or, much slower on a CPU, faster_rcnn, mask_rcnn, reppoints, solo."""
+    """Which pair, in small: retinanet, faster_rcnn, mask_rcnn, reppoints or solo."""
     quick: bool = False
     """A shorter version, about two minutes on two CPU cores."""
     out: str = ""

@@ -35,7 +35,6 @@ PICTURES = 4
 """Images in the picture of detections."""
 ZOOM = 2
 
-
 METRIC_NAMES = {"bbox": "box AP", "segm": "mask AP"}
 
 
@@ -88,7 +87,7 @@ def demo(out: Path, *, pair: str, quick: bool, seed: int, say: Callable[[str], N
     text = "\n\n".join(tables)
     atomic_write(out / "table.txt", lambda file: file.write(text.encode()))
     _draw_curves(out, PAIRS[pair].metrics[0])
-    _draw_detections(out, root)
+    _draw_detections(out, root, masks="segm" in PAIRS[pair].metrics)
     say(f"\n{text}\n")
     say(f"table       {out / 'table.txt'}\ndetections  {out / 'detections.png'}\ncurves      {out / 'curves.png'}")
     return 0
@@ -157,9 +156,9 @@ def _draw_curves(out: Path, metric: str) -> None:
 
 
 @torch.inference_mode()
-def _draw_detections(out: Path, root: Path) -> None:
+def _draw_detections(out: Path, root: Path, *, masks: bool) -> None:
     """Truth, student alone, student with MGD and teacher, side by side, on the first evaluation images."""
-    data = CocoDataset(root / "annotations" / "val.json", root / "val", training=False)
+    data = CocoDataset(root / "annotations" / "val.json", root / "val", training=False, masks=masks)
     views = test_views(PICTURES, 0, 1, max(IMAGE_SIZE), min(IMAGE_SIZE))
     detectors = []
     for run in ("student", "distilled", "teacher"):
