@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -206,6 +207,14 @@ def test_bad_input_of_one_process_is_said_by_it(tiny, detector, tmp_path):
     code, out, err = spoken([*arguments, "--devices", "2", "--out", str(tmp_path / "out.json")])
     assert (code, out, err) == (2, "", f"mgdet: image '{picture}' is truncated; copy it again\n")
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(("steps", "other"), [([5, 0], 1), ([0, 0, 7], 2)])
+def test_a_run_that_not_all_machines_see_is_refused(steps, other, tmp_path):
+    world = SimpleNamespace(gather=lambda step: steps)
+    with pytest.raises(UserError, match=rf"process {other} at step {steps[other]}; the folder must be on a disk"):
+        loop._check_all_see_it(world, tmp_path, steps[0])
+    loop._check_all_see_it(SimpleNamespace(gather=lambda step: [step] * 3), tmp_path, 4)
 
 
 def test_a_process_that_is_killed_is_named(tiny, tmp_path):

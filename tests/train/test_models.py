@@ -76,6 +76,17 @@ def test_a_start_that_knows_other_classes_lends_all_but_what_predicts_them(class
     assert "2 missing (bbox_head.retina_cls.weight, bbox_head.retina_cls.bias)" in said[1]
 
 
+def test_what_no_level_reads_does_not_train(tiny):
+    """RetinaNet reads three stages of HRNet; what only the first one depends on would never get a gradient."""
+    config, said = tiny.config(distil=False), []
+    config.student.backbone = "hrnet_w18_small"
+    student = start(config, said=said).student.student.train()
+    assert said[0].startswith("21 tensors of the student's backbone reach no pyramid level and do not train: stage4.")
+    sum(level.sum() for level in student.pyramid(torch.randn(2, 3, 64, 64)).maps).backward()
+    for name, parameter in student.backbone.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
 def test_how_many_regions_train_is_for_a_second_stage_alone(tiny):
     config = tiny.config(distil=False)
     config.student.rois_per_image = 64

@@ -127,7 +127,8 @@ def gather_objects(targets: list[Target], size: tuple[int, int]) -> Objects:
     masks = torch.cat(padded)
     boxes = torch.cat([target.boxes for target in targets]).float()
     counts = torch.tensor([len(target.labels) for target in targets], device=masks.device)
-    per_row, per_column = masks.sum(dim=2), masks.sum(dim=1)
+    # By default a sum of bytes copies them to eight bytes each.
+    per_row, per_column = masks.sum(dim=2, dtype=torch.int32), masks.sum(dim=1, dtype=torch.int32)
     area = per_row.sum(dim=1)
     x = (per_column * torch.arange(size[1], device=masks.device)).sum(dim=1)
     y = (per_row * torch.arange(size[0], device=masks.device)).sum(dim=1)

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 from mgdet.errors import TrainingError, UserError
 
 USER_ERROR, LOST_PEER = 2, 1
-SIGNS_OF_A_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+SIGNS_OF_A_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
 SECONDS_FOR_TORCHRUN = 5
 """How long torchrun may take to notice that a process failed, and to end the others."""
+LONGEST_WAIT = timedelta(hours=1)
+"""How long processes wait for each other, e.g. while the first one downloads a teacher."""
 
 Result = TypeVar("Result")
 
@@ -87,11 +90,14 @@ def join() -> Iterator[World]:
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f"process {device.index} of this machine has no GPU: it has {torch.cuda.device_count()}")
         torch.cuda.set_device(device)
     if size == 1:
         yield World(rank=0, size=1, device=device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # Tensors of GPUs travel by NCCL; barriers and objects by gloo, which needs no stream of a GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     try:
         yield World(rank=rank, size=size, device=device)
     except (UserError, TrainingError):
@@ -105,7 +111,8 @@ def join() -> Iterator[World]:
         # Another process failed, and has said why; torchrun ends this one while it waits.
         time.sleep(SECONDS_FOR_TORCHRUN)
         raise SystemExit(LOST_PEER) from None
-    finally:
+    else:
+        # Not after an error: NCCL waits here for the other processes, which may never come.
         dist.destroy_process_group()
 
 

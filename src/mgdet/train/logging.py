@@ -128,7 +128,7 @@ class RunLog:
             return
         self._status.step, self._status.epoch, self._status.losses = step, epoch, losses
         self._status.speed = {
-            "images/s": f"{images_per_second:.1f}",
+            "images/s": f"{images_per_second:.1f}" if images_per_second >= 1 else f"{images_per_second:.2g}",
             "data wait": f"{data_seconds * 1000:.0f} ms",
             "memory": f"{memory_gib:.1f} GiB",
             "lr": f"{lr:.3g}",

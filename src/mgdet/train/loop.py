@@ -6,6 +6,7 @@ import contextlib
 import math
 import resource
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
     train_data, val_data = open_data(config)
     state = find_run(folder, config, resume=resume)
     step, evaluated = (state.step, state.evaluated) if state else (0, True)
+    _check_all_see_it(world, folder, step)
     sampler = TrainSampler(
         train_data.portrait,
         batch=config.train.batch,
@@ -112,6 +114,17 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
                 log.message(f"stopped by {stop.name} after step {run.step:,}; all is saved, --resume goes on from here")
         world.barrier()
     return 128 + stop.signal if stop.signal else 0
+
+
+def _check_all_see_it(world: World, folder: Path, step: int) -> None:
+    """Do all processes stand at the same step of the run in `folder`?"""
+    steps = world.gather(step)
+    if len(set(steps)) > 1:
+        other = next(rank for rank, found in enumerate(steps) if found != steps[0])
+        raise UserError(
+            f"process 0 finds the run in {folder} at step {steps[0]:,} and process {other} at step {steps[other]:,}; "
+            "the folder must be on a disk that all machines share"
+        )
 
 
 def open_data(config: Config) -> tuple[CocoDataset, CocoDataset]:
@@ -187,6 +200,8 @@ class Run:
             self._restore(state)
         self.model: nn.Module = self.student
         if world.size > 1:
+            # It warns where a gradient of a 1x1 convolution comes in another, equivalent order in memory.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             self.model = DistributedDataParallel(
                 self.student,
                 device_ids=[world.device] if world.device.type == "cuda" else None,

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from mgdet.config import ROIS_PER_IMAGE, Config, ModelConfig
 from mgdet.detectors.base import Detector
 from mgdet.detectors.build import build_detector
@@ -71,6 +73,7 @@ def build_models(config: Config, classes: Sequence[str], *, fresh: bool, say: Sa
         UserError: weights that do not fit, class sets that differ, or a student that cannot inherit.
     """
     student = detector_from(config.student, len(classes))
+    _freeze_unread(student, say)
     if fresh:
         _start(student, config.student, classes, say)
     if config.teacher is None or config.mgd is None:
@@ -110,6 +113,25 @@ def load_detector(config: ModelConfig, checkpoint: Checkpoint, classes: Sequence
     detector = detector_from(config, len(classes))
     _check_classes(checkpoint, classes)
     return detector.eval(), load_checkpoint(detector, checkpoint).line()
+
+
+def _freeze_unread(student: Detector, say: Say) -> None:
+    """Takes the gradient from what no level of the pyramid depends on: joined gradients wait for everything else."""
+    trained = {name: p for name, p in student.backbone.named_parameters() if p.requires_grad}
+    if not trained:
+        return
+    training = student.training
+    maps = student.eval().pyramid(torch.zeros(1, 3, 64, 64)).maps
+    total = torch.stack([level.sum() for level in maps]).sum()
+    gradients = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
+    student.train(training)
+    unread = [name for name, gradient in zip(trained, gradients) if gradient is None]
+    for name in unread:
+        trained[name].requires_grad_(False)
+    if unread:
+        say(
+            f"{len(unread)} tensors of the student's backbone reach no pyramid level and do not train: {unread[0]}, ..."
+        )
 
 
 def _start(student: Detector, config: ModelConfig, classes: Sequence[str], say: Say) -> None:
