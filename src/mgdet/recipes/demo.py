@@ -93,7 +93,6 @@ PAIRS: dict[str, Pair] = {
         student="reppoints",
         metrics=("bbox",),
         mgd=one_stage_mgd(),
-        full=Length(num_train=2000, num_val=250, teacher_epochs=4, student_epochs=2),
     ),
     "solo": Pair(
         teacher="solo",
