@@ -85,7 +85,11 @@ class World:
 
 @contextmanager
 def join() -> Iterator[World]:
-    """Joins the processes that torchrun started, NCCL on GPUs and gloo on CPUs; alone without torchrun."""
+    """Joins the processes that torchrun started, NCCL on GPUs and gloo on CPUs; alone without torchrun.
+
+    Raises:
+        UserError: this machine has fewer GPUs than processes.
+    """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device("cpu")
     if torch.cuda.is_available():
