@@ -21,8 +21,8 @@ class Blobs(Detector):
     """Finds as many boxes as the first map's corner says, none in a dark image; remembers how it was called."""
 
     def __init__(self):
-        super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 32, stride=32), nn.BatchNorm2d(4))
+        backbone = nn.Sequential(nn.Conv2d(3, 4, 32, stride=32), nn.BatchNorm2d(4))
+        super().__init__(backbone, num_classes=2, channels=4, norm_eval=True)
         self.neck = nn.Module()
         self.neck.forward = lambda x: Pyramid([x, x[:, :, ::2, ::2]], [x])
         generator = torch.Generator().manual_seed(0)
