@@ -20,7 +20,11 @@ from mgdet.distill.inherit import inherit
 
 @dataclass(frozen=True)
 class Pair:
-    """A distillation: its student on a ResNet-50, its teacher, and MGD with a tolerance for gradient norms."""
+    """A distillation: its student on a ResNet-50, its teacher, MGD, and relative tolerances.
+
+    tolerance: of gradient norms.
+    third_loss: of the losses of the third step, where the recording's own rounding has grown.
+    """
 
     student: str
     teacher: str
@@ -30,15 +34,16 @@ class Pair:
     weight: float = 2e-5
     mask_ratio: float = 0.65
     tolerance: float = 2e-3
+    third_loss: float = 1e-5
 
 
 CASCADE = {"teacher": "cascade_mask_rcnn", "teacher_backbone": "resnext101_32x4d", "deformable": True}
 TWO_STAGE = {"levels": 4, "weight": 5e-7, "mask_ratio": 0.45}
 PAIRS = {
     "faster": Pair("faster_rcnn", **CASCADE, **TWO_STAGE),
-    "mask": Pair("mask_rcnn", **CASCADE, **TWO_STAGE),
+    "mask": Pair("mask_rcnn", **CASCADE, **TWO_STAGE, third_loss=1.1e-5),
     "retina": Pair("retinanet", "retinanet", "resnext101_64x4d"),
-    "reppoints": Pair("reppoints", "reppoints", "resnext101_32x4d", deformable=True),
+    "reppoints": Pair("reppoints", "reppoints", "resnext101_32x4d", deformable=True, third_loss=1.3e-5),
     "solo": Pair("solo", "solo", "resnet101", levels=4),
 }
 
@@ -52,10 +57,6 @@ def build(pair: Pair):
     recorded.fill(teacher)
     recorded.fill(model.distill_losses, prefix="distill_losses.")
     return model, Teacher(teacher)
-
-
-STEP_TOLERANCES = (1e-5, 1e-5, 1.5e-5)
-"""Of the losses, relative. The first two steps agree within 3e-6, the third one within 1.3e-5."""
 
 
 @pytest.fixture
@@ -92,12 +93,12 @@ def test_three_steps(name, monkeypatch, double_precision):
     monkeypatch.setattr(torch, "rand", lambda *size, **options: recorded.mgd_uniform(*size, **options).double())
     monkeypatch.setattr(torch, "randperm", torch.arange)
     images, targets = recorded.images().double(), recorded.targets()
-    for number, (step, tolerance) in enumerate(zip(stored["steps"], STEP_TOLERANCES, strict=True)):
+    for number, step in enumerate(stored["steps"]):
         losses = model(images, targets, teacher(images))
         total = sum(losses.values())
         values = {name: loss.item() for name, loss in losses.items()} | {"loss": total.item()}
         expected_log = {name: value for name, value in step["log"].items() if not name.endswith("acc")}
-        assert values == pytest.approx(expected_log, rel=tolerance), number
+        assert values == pytest.approx(expected_log, rel=pair.third_loss if number == 2 else 1e-5), number
         optimizer.zero_grad()
         total.backward()
         norm = torch.stack([parameter.grad.norm() for parameter in trained.values()]).norm()
