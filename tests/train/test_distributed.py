@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from mgdet.data.coco import CocoDataset
 from mgdet.data.transforms import View
 from mgdet.errors import UserError
 from mgdet.interop.weights import read_checkpoint, save_checkpoint
+from mgdet.train.checkpoint import check_all_see_it
 from mgdet.train.distributed import World, launch
 from mgdet.train.models import load_detector
 from tiny import ALONE, CLASSES, assert_same_run, assert_same_tensors, records, start, state_of, wait_for
@@ -211,10 +211,9 @@ def test_bad_input_of_one_process_is_said_by_it(tiny, detector, tmp_path):
 
 @pytest.mark.parametrize(("steps", "other"), [([5, 0], 1), ([0, 0, 7], 2)])
 def test_a_run_that_not_all_machines_see_is_refused(steps, other, tmp_path):
-    world = SimpleNamespace(gather=lambda step: steps)
     with pytest.raises(UserError, match=rf"process {other} at step {steps[other]}; the folder must be on a disk"):
-        loop._check_all_see_it(world, tmp_path, steps[0])
-    loop._check_all_see_it(SimpleNamespace(gather=lambda step: [step] * 3), tmp_path, 4)
+        check_all_see_it(tmp_path, steps)
+    check_all_see_it(tmp_path, [4, 4, 4])
 
 
 def test_a_process_that_is_killed_is_named(tiny, tmp_path):

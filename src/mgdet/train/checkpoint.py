@@ -153,6 +153,24 @@ def find_run(folder: Path, config: Config, *, resume: bool) -> State | None:
     return State.load(folder) if resume else None
 
 
+def check_all_see_it(folder: Path, steps: Sequence[int]) -> None:
+    """Refuses to go on where processes find another state of the run in `folder`.
+
+    Args:
+        folder: the run's folder.
+        steps: of each process by rank, the step that it would go on from.
+
+    Raises:
+        UserError: they differ.
+    """
+    if len(set(steps)) > 1:
+        other = next(rank for rank, found in enumerate(steps) if found != steps[0])
+        raise UserError(
+            f"process 0 finds the run in {folder} at step {steps[0]:,} and process {other} at step {steps[other]:,}; "
+            "the folder must be on a disk that all machines share"
+        )
+
+
 def make_folder(folder: Path) -> None:
     """Makes a run's folder, if there is none.
 

@@ -25,7 +25,16 @@ from mgdet.detectors.build import detector_class
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import check_truth, evaluate, run_detector
 from mgdet.interop.weights import save_checkpoint
-from mgdet.train.checkpoint import BEST_FILE, LAST_FILE, State, alone_in, find_run, make_folder, write_config
+from mgdet.train.checkpoint import (
+    BEST_FILE,
+    LAST_FILE,
+    State,
+    alone_in,
+    check_all_see_it,
+    find_run,
+    make_folder,
+    write_config,
+)
 from mgdet.train.distributed import World
 from mgdet.train.logging import RunLog
 from mgdet.train.models import Models, build_models
@@ -58,7 +67,7 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
     train_data, val_data = open_data(config)
     state = find_run(folder, config, resume=resume)
     step, evaluated = (state.step, state.evaluated) if state else (0, True)
-    _check_all_see_it(world, folder, step)
+    check_all_see_it(folder, world.gather(step))
     sampler = TrainSampler(
         train_data.portrait,
         batch=config.train.batch,
@@ -114,17 +123,6 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
                 log.message(f"stopped by {stop.name} after step {run.step:,}; all is saved, --resume goes on from here")
         world.barrier()
     return 128 + stop.signal if stop.signal else 0
-
-
-def _check_all_see_it(world: World, folder: Path, step: int) -> None:
-    """Do all processes stand at the same step of the run in `folder`?"""
-    steps = world.gather(step)
-    if len(set(steps)) > 1:
-        other = next(rank for rank, found in enumerate(steps) if found != steps[0])
-        raise UserError(
-            f"process 0 finds the run in {folder} at step {steps[0]:,} and process {other} at step {steps[other]:,}; "
-            "the folder must be on a disk that all machines share"
-        )
 
 
 def open_data(config: Config) -> tuple[CocoDataset, CocoDataset]:
