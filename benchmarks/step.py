@@ -26,12 +26,12 @@ from mgdet.data.coco import CocoDataset
 from mgdet.data.loader import train_loader
 from mgdet.data.sampler import TrainSampler
 from mgdet.detectors.build import detector_class
-from mgdet.distill.mgd import MGD
-from mgdet.distill.student import DistilledStudent
-from mgdet.distill.teacher import Teacher
+from mgdet.engine.loop import AMP_TYPES, make_optimizer
+from mgdet.methods.mgd import MGD
+from mgdet.methods.student import DistilledStudent
+from mgdet.methods.teacher import Teacher
+from mgdet.models import detector_from
 from mgdet.recipes import load_recipe
-from mgdet.train.loop import AMP_TYPES, make_optimizer
-from mgdet.train.models import detector_from
 
 PARTS = ("data", "teacher", "student forward", "MGD", "backward", "step")
 

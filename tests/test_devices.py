@@ -10,8 +10,8 @@ import torch
 
 from mgdet import MGD, DistilledStudent, Target, Teacher, build_detector
 from mgdet.detectors.build import DETECTORS
-from mgdet.train.distributed import World
-from mgdet.train.loop import train
+from mgdet.distributed import World
+from mgdet.engine.loop import train
 from tiny import records
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

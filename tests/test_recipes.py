@@ -13,8 +13,10 @@ from mgdet.config import Config, ModelConfig
 from mgdet.data.batch import collate
 from mgdet.data.transforms import View
 from mgdet.detectors.build import DETECTORS
+from mgdet.engine.loop import open_data, train
 from mgdet.errors import UserError
 from mgdet.interop.weights import save_checkpoint
+from mgdet.models import build_models, detector_from
 from mgdet.recipes import (
     RECIPES,
     cascade_mask_rcnn,
@@ -26,8 +28,6 @@ from mgdet.recipes import (
     retinanet,
     solo,
 )
-from mgdet.train.loop import open_data, train
-from mgdet.train.models import build_models, detector_from
 from recorded import record
 from tiny import ALONE, CLASSES, Tiny, records
 

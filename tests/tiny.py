@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from mgdet.config import Config, DataConfig, MGDConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from mgdet.distributed import World
+from mgdet.engine.checkpoint import State
 from mgdet.interop.weights import save_checkpoint
-from mgdet.train.checkpoint import State
-from mgdet.train.distributed import World
-from mgdet.train.models import detector_from
+from mgdet.models import detector_from
 
 CLASSES = ("square", "tall", "wide")
 CATEGORY_IDS = (2, 5, 9)

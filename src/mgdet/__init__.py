@@ -1,11 +1,12 @@
 """Masked Generative Distillation for object detectors."""
 
-from mgdet.detectors.base import Detections, Detector, Pyramid, Target
+from mgdet.detectors.base import Detector
 from mgdet.detectors.build import build_detector
-from mgdet.distill.mgd import MGD
-from mgdet.distill.student import DistilledStudent
-from mgdet.distill.teacher import Teacher
 from mgdet.interop.weights import load_checkpoint
+from mgdet.methods.mgd import MGD
+from mgdet.methods.student import DistilledStudent
+from mgdet.methods.teacher import Teacher
+from mgdet.structures import Detections, Pyramid, Target
 
 __version__ = "0.1.0"
 

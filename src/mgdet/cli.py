@@ -186,8 +186,8 @@ def train(arguments: list[str]) -> int:
     parsed = _parse(TrainArguments, rest, f"train {name}", TrainArguments(config=config))
     folder = Path(parsed.run_dir or f"runs/{name.replace(':', '.')}")
 
-    from mgdet.train.distributed import join, launch, under_torchrun
-    from mgdet.train.loop import train as run
+    from mgdet.distributed import join, launch, under_torchrun
+    from mgdet.engine.loop import train as run
 
     _check_devices(parsed.devices)
     if parsed.devices > 1 and not under_torchrun():
@@ -206,8 +206,8 @@ def test(arguments: list[str]) -> int:
     parsed = _parse(TestArguments, rest, f"test {name}", default)
     config = replace(config, student=parsed.student, data=parsed.data)
 
-    from mgdet.evaluate.report import test_checkpoint
-    from mgdet.train.distributed import join, launch, under_torchrun
+    from mgdet.distributed import join, launch, under_torchrun
+    from mgdet.report.measure import test_checkpoint
 
     _check_devices(parsed.devices)
     if parsed.devices > 1 and not under_torchrun():
@@ -243,7 +243,7 @@ def demo(arguments: list[str]) -> int:
     """`mgdet demo`"""
     parsed = _parse(DemoArguments, arguments, "demo")
 
-    from mgdet.demo import demo as run
+    from mgdet.demo.run import demo as run
 
     out = Path(parsed.out or ("demo-quick" if parsed.quick else "demo"))
     return run(out, pair=parsed.pair, quick=parsed.quick, seed=parsed.seed, say=_print)

@@ -11,9 +11,9 @@ from pycocotools import mask as pycocotools_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mgdet.detectors.base import Detections
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import coco_results, evaluate
+from mgdet.structures import Detections
 
 NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 CATEGORIES = [{"id": 2, "name": "cup"}, {"id": 3, "name": "knife"}, {"id": 7, "name": "owl"}, {"id": 90, "name": "jar"}]

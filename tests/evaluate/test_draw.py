@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from mgdet.detectors.base import Detections, Target
 from mgdet.evaluate.draw import _colour, _overlap, _plate, comparison, curves, draw_detections, draw_target
+from mgdet.structures import Detections, Target
 
 CLASSES = ("disc", "a rather long class name", "ring")
 

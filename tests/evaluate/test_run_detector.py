@@ -11,8 +11,9 @@ import torch.multiprocessing
 from torch import Tensor, nn
 
 from mgdet.data.coco import CocoDataset
-from mgdet.detectors.base import Detections, Detector, Pyramid
+from mgdet.detectors.base import Detector
 from mgdet.evaluate.coco import evaluate, run_detector
+from mgdet.structures import Detections, Pyramid
 
 SIZES = [(48, 80), (64, 64), (90, 50), (40, 100), (70, 33)]
 

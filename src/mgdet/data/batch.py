@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mgdet.data.transforms import Example, padded_size
-from mgdet.detectors.base import Target
+from mgdet.structures import Target
 
 MEAN = (123.675, 116.28, 103.53)
 """Mean of ImageNet's red, green and blue, as 0 .. 255."""

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torchvision.io import decode_jpeg
 
-from mgdet.detectors.base import Target
 from mgdet.errors import UserError
+from mgdet.structures import Target
 
 SIZE_DIVISOR = 32
 """Heights and widths of batches and of masks are multiples of this, the stride of a backbone's last stage."""

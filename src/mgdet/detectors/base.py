@@ -1,4 +1,4 @@
-"""What every detector promises, and the types that travel between the parts.
+"""What every detector promises.
 
 Letters in shapes: B images, L pyramid levels, level l of H_l x W_l cells with C channels, N objects in one image.
 """
@@ -6,71 +6,12 @@ Letters in shapes: B images, L pyramid levels, level l of H_l x W_l cells with C
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-
-class Pyramid(NamedTuple):
-    """The feature maps of B images.
-
-    maps: L tensors (B, C, H_l, W_l), what the heads read.
-    taps: L tensors (B, C, H_l, W_l), the output convolutions before the neck's norm, what MGD compares. Levels
-        that are only pooled from others have no tap, so there may be fewer taps than maps.
-    """
-
-    maps: list[Tensor]
-    taps: list[Tensor]
-
-
-@dataclass(slots=True)
-class Target:
-    """The ground truth of one image, in pixels of the resized image.
-
-    boxes: (N, 4) float, xyxy.
-    labels: (N,) int64, 0 .. num_classes - 1.
-    masks: (N, H, W) uint8 of zeros and ones, H x W at least the image's size; None where boxes suffice.
-    size: (h, w) of the image before padding.
-    padded: (h, w) of the image with its own padding, before it joined a batch of larger ones. Cells beyond it count
-        neither as objects nor as background. None: the image fills the batch.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    masks: Tensor | None = None
-    size: tuple[int, int] = field(kw_only=True)
-    padded: tuple[int, int] | None = field(default=None, kw_only=True)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
-        """The same target with its tensors on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Target:
-        """The same target in page-locked memory."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Target:
-        masks = None if self.masks is None else change(self.masks)
-        return replace(self, boxes=change(self.boxes), labels=change(self.labels), masks=masks)
-
-
-class Detections(NamedTuple):
-    """What a detector found in one image, best first.
-
-    boxes: (N, 4) float, xyxy, pixels.
-    scores: (N,) float in [0, 1].
-    labels: (N,) int64, 0 .. num_classes - 1.
-    masks: (N, H, W) bool, H x W the image's size; None for detectors without masks.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    masks: Tensor | None = None
+from mgdet.structures import Detections, Pyramid, Target
 
 
 class Detector(nn.Module):

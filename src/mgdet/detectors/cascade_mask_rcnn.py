@@ -7,13 +7,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mgdet.detectors.base import Detections, Detector, Target
+from mgdet.detectors.base import Detector
 from mgdet.layers.box_head import BoxHead, detect_boxes
 from mgdet.layers.fpn import FPN
 from mgdet.layers.mask_head import MaskHead, detect_masks
 from mgdet.layers.roi import join_rois
 from mgdet.layers.rpn import RPNHead
 from mgdet.layers.sampling import sample_rois
+from mgdet.structures import Detections, Target
 
 NUM_STAGES = 3
 STAGE_IOU = (0.5, 0.6, 0.7)

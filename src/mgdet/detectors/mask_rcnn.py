@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mgdet.detectors.base import Detections, Detector, Target
+from mgdet.detectors.base import Detector
 from mgdet.layers.box_head import BoxHead
 from mgdet.layers.fpn import FPN
 from mgdet.layers.mask_head import MaskHead
 from mgdet.layers.roi_head import RoIHead
 from mgdet.layers.rpn import RPNHead
+from mgdet.structures import Detections, Target
 
 
 class MaskRCNN(Detector):

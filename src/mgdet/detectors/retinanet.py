@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mgdet.detectors.base import Detections, Detector, Target
+from mgdet.detectors.base import Detector
 from mgdet.layers.anchors import AnchorGrid
 from mgdet.layers.boxes import decode, encode, pairwise_iou
 from mgdet.layers.conv import ConvBlock, head_std, init_bias, init_normal
@@ -13,6 +13,7 @@ from mgdet.layers.fpn import FPN
 from mgdet.layers.losses import sigmoid_focal_sum
 from mgdet.layers.matching import IGNORED, match_by_iou
 from mgdet.layers.postprocess import class_nms, top_pairs
+from mgdet.structures import Detections, Target
 
 STRIDES = (8, 16, 32, 64, 128)
 STACKED_CONVS = 4

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgdet.detectors.base import Detections, Detector, Target
+from mgdet.detectors.base import Detector
 from mgdet.layers.conv import ConvBlock, head_std, init_bias, init_normal
 from mgdet.layers.fpn import FPN
 from mgdet.layers.losses import sigmoid_focal_sum
 from mgdet.layers.matrix_nms import matrix_nms
+from mgdet.structures import Detections, Target
 
 STRIDES = (8, 8, 16, 32, 32)
 GRIDS = (40, 36, 24, 16, 12)

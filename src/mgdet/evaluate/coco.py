@@ -20,8 +20,9 @@ from mgdet.data.batch import Batch
 from mgdet.data.coco import CocoDataset
 from mgdet.data.loader import test_loader
 from mgdet.data.sampler import test_views
-from mgdet.detectors.base import Detections, Detector
+from mgdet.detectors.base import Detector
 from mgdet.errors import UserError, nearest
+from mgdet.structures import Detections
 
 METRICS = ("bbox", "segm")
 

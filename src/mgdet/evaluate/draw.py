@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from mgdet.detectors.base import Detections, Target
+from mgdet.structures import Detections, Target
 
 _INK, _GRID, _PAPER = "#22262b", "#d9dde2", "#ffffff"
 _LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: safe for colour-blind eyes

@@ -15,13 +15,14 @@ from mgdet.config import Config
 from mgdet.data.batch import Batch, collate
 from mgdet.data.coco_names import COCO_CLASSES
 from mgdet.data.transforms import View, make_example, read_image
-from mgdet.detectors.base import Detections, Detector
+from mgdet.detectors.base import Detector
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import coco_results
 from mgdet.evaluate.draw import draw_detections
-from mgdet.interop.files import atomic_write
+from mgdet.files import atomic_write
 from mgdet.interop.weights import Checkpoint, count_classes, read_checkpoint
-from mgdet.train.models import detector_from, load_detector
+from mgdet.models import detector_from, load_detector
+from mgdet.structures import Detections
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 JSON_FILE = "detections.json"

@@ -9,7 +9,7 @@ import timm
 from huggingface_hub import try_to_load_from_cache
 
 from mgdet.errors import UserError
-from mgdet.interop.files import TIMEOUT_SECONDS, sha256_of
+from mgdet.files import TIMEOUT_SECONDS, sha256_of
 from mgdet.interop.weights import Checkpoint
 from mgdet.layers.backbone import build_backbone
 

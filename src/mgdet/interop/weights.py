@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mgdet.errors import UserError, nearest
-from mgdet.interop.files import SUFFIXES, atomic_write, fetch, sha256_of
+from mgdet.files import SUFFIXES, atomic_write, fetch, sha256_of
 from mgdet.interop.safe_pickle import load_untrusted
 
 CLASSIFIERS = ("fc.", "head.", "classifier.")

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgdet.detectors.base import Detections, Target
 from mgdet.layers.boxes import decode, encode
 from mgdet.layers.postprocess import class_nms, top_pairs
 from mgdet.layers.roi import pool_rois
 from mgdet.layers.sampling import RoISample
+from mgdet.structures import Detections, Target
 
 POOL_SIZE = 7
 BOX_STD = (0.1, 0.1, 0.2, 0.2)

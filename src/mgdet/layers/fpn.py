@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgdet.detectors.base import Pyramid
 from mgdet.layers.conv import ConvBlock
+from mgdet.structures import Pyramid
 
 
 class FPN(nn.Module):

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from mgdet.detectors.base import Detections, Target
 from mgdet.layers.conv import ConvBlock
 from mgdet.layers.roi import join_rois, pool_rois
 from mgdet.layers.sampling import RoISample
+from mgdet.structures import Detections, Target
 
 POOL_SIZE = 14
 MASK_SIZE = 28

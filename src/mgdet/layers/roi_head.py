@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mgdet.detectors.base import Detections, Target
 from mgdet.layers.box_head import BoxHead, detect_boxes
 from mgdet.layers.mask_head import MaskHead, detect_masks
 from mgdet.layers.roi import join_rois
 from mgdet.layers.sampling import sample_rois
+from mgdet.structures import Detections, Target
 
 POSITIVE_IOU = 0.5
 

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgdet.detectors.base import Target
 from mgdet.layers.anchors import AnchorGrid
 from mgdet.layers.boxes import decode, encode, pairwise_iou
 from mgdet.layers.conv import head_std, init_normal
 from mgdet.layers.matching import NEGATIVE, match_by_iou
 from mgdet.layers.postprocess import class_nms
 from mgdet.layers.sampling import choose_balanced
+from mgdet.structures import Target
 
 STRIDES = (4, 8, 16, 32, 64)
 ANCHORS_PER_IMAGE = 256

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mgdet.detectors.base import Target
 from mgdet.layers.boxes import pairwise_iou
 from mgdet.layers.matching import NEGATIVE, match_by_iou
+from mgdet.structures import Target
 
 POSITIVE_SHARE = 0.25
 

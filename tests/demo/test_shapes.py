@@ -9,8 +9,8 @@ import pytest
 from hotcoco import COCO as HotCOCO
 from pycocotools.coco import COCO
 
-from mgdet.data import shapes
-from mgdet.data.shapes import CLASSES, Shape, annotate, layout, paint, write_shapes
+from mgdet.demo import shapes
+from mgdet.demo.shapes import CLASSES, Shape, annotate, layout, paint, write_shapes
 from mgdet.errors import UserError
 
 SIZE = (160, 192)

@@ -11,13 +11,13 @@ import torch
 from mgdet.config import ROIS_PER_IMAGE, Config, ModelConfig
 from mgdet.detectors.base import Detector
 from mgdet.detectors.build import build_detector
-from mgdet.distill.inherit import inherit
-from mgdet.distill.mgd import MGD
-from mgdet.distill.student import DistilledStudent
-from mgdet.distill.teacher import Teacher
 from mgdet.errors import UserError
 from mgdet.interop.backbones import read_timm
 from mgdet.interop.weights import Checkpoint, load_checkpoint, read_checkpoint
+from mgdet.methods.inherit import inherit
+from mgdet.methods.mgd import MGD
+from mgdet.methods.student import DistilledStudent
+from mgdet.methods.teacher import Teacher
 
 RANDOM, TIMM = "random", "timm:"
 

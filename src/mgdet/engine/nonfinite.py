@@ -12,10 +12,10 @@ import torch
 
 from mgdet.data.batch import Batch
 from mgdet.detectors.base import Detector
-from mgdet.distill.student import DistilledStudent
+from mgdet.distributed import World
 from mgdet.errors import TrainingError
-from mgdet.interop.files import atomic_write
-from mgdet.train.distributed import World
+from mgdet.files import atomic_write
+from mgdet.methods.student import DistilledStudent
 
 NAMES_SHOWN = 3
 

@@ -15,7 +15,7 @@ import torch
 
 import recorded
 from mgdet import MGD, DistilledStudent, Teacher, build_detector
-from mgdet.distill.inherit import inherit
+from mgdet.methods.inherit import inherit
 
 
 @dataclass(frozen=True)

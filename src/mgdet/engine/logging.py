@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
+from mgdet.engine.display import MGD_PREFIX, Display, Status, clock
 from mgdet.errors import UserError
-from mgdet.interop.files import atomic_write
-from mgdet.train.display import MGD_PREFIX, Display, Status, clock
+from mgdet.files import atomic_write
 
 
 class Tracker(Protocol):

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from mgdet.errors import UserError
-from mgdet.interop.files import atomic_write, fetch, sha256_of
+from mgdet.files import atomic_write, fetch, sha256_of
 from mgdet.interop.weights import load_checkpoint
 
 

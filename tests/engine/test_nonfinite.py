@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import mgdet.detectors.retinanet as retinanet
-import mgdet.train.loop as loop
+import mgdet.engine.loop as loop
 from mgdet.cli import main
-from mgdet.distill.mgd import MGD
+from mgdet.methods.mgd import MGD
 from tiny import records
 
 STEP = 4

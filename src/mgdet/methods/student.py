@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mgdet.distill.mgd import MGD
+from mgdet.methods.mgd import MGD
 
 
 class DistilledStudent(nn.Module):

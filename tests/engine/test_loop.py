@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import mgdet.train.loop as loop
+import mgdet.engine.loop as loop
 from mgdet.config import Config
 from mgdet.data.batch import collate
 from mgdet.data.transforms import View
-from mgdet.interop.files import sha256_of
+from mgdet.distributed import World
+from mgdet.engine.schedule import learning_rate
+from mgdet.files import sha256_of
 from mgdet.interop.weights import read_checkpoint
-from mgdet.train.distributed import World
-from mgdet.train.models import load_detector
-from mgdet.train.schedule import learning_rate
+from mgdet.models import load_detector
 from tiny import (
     ALONE,
     CLASSES,

@@ -22,10 +22,8 @@ from mgdet.data.coco import CocoDataset
 from mgdet.data.loader import train_loader
 from mgdet.data.sampler import TrainSampler
 from mgdet.detectors.build import detector_class
-from mgdet.errors import UserError
-from mgdet.evaluate.coco import check_truth, evaluate, run_detector
-from mgdet.interop.weights import save_checkpoint
-from mgdet.train.checkpoint import (
+from mgdet.distributed import World
+from mgdet.engine.checkpoint import (
     BEST_FILE,
     LAST_FILE,
     State,
@@ -35,12 +33,14 @@ from mgdet.train.checkpoint import (
     make_folder,
     write_config,
 )
-from mgdet.train.distributed import World
-from mgdet.train.logging import RunLog
-from mgdet.train.models import Models, build_models
-from mgdet.train.nonfinite import stop_nonfinite
-from mgdet.train.schedule import learning_rate, scaled_lr
-from mgdet.train.signals import Interrupted, StopRequest
+from mgdet.engine.logging import RunLog
+from mgdet.engine.nonfinite import stop_nonfinite
+from mgdet.engine.schedule import learning_rate, scaled_lr
+from mgdet.engine.signals import Interrupted, StopRequest
+from mgdet.errors import UserError
+from mgdet.evaluate.coco import check_truth, evaluate, run_detector
+from mgdet.interop.weights import save_checkpoint
+from mgdet.models import Models, build_models
 
 AMP_TYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -14,12 +14,12 @@ from rich.table import Table
 from mgdet.config import Config
 from mgdet.data.coco import CocoDataset
 from mgdet.detectors.build import detector_class
+from mgdet.distributed import World
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import METRICS, CocoScores, check_truth, evaluate, run_detector
-from mgdet.interop.files import atomic_write
+from mgdet.files import atomic_write
 from mgdet.interop.weights import read_checkpoint
-from mgdet.train.distributed import World
-from mgdet.train.models import load_detector
+from mgdet.models import load_detector
 
 LINES = {
     "AP": "average precision, IoU 0.50:0.95",

@@ -17,7 +17,7 @@ import torch
 
 from mgdet.config import Config
 from mgdet.errors import UserError
-from mgdet.interop.files import atomic_write
+from mgdet.files import atomic_write
 
 CONFIG_FILE, STATE_FILE, LOCK_FILE = "config.json", "state.pth", ".lock"
 LAST_FILE, BEST_FILE = "student_last.pth", "student_best.pth"

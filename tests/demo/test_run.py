@@ -7,7 +7,7 @@ from dataclasses import replace
 import cv2
 import pytest
 
-from mgdet import demo
+from mgdet.demo import run as demo
 from mgdet.errors import UserError
 from mgdet.interop.weights import read_checkpoint
 from mgdet.recipes.demo import PAIRS, Length

@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mgdet.engine.loop import open_data
 from mgdet.errors import UserError
 from mgdet.interop.weights import read_checkpoint
-from mgdet.train.loop import open_data
-from mgdet.train.models import build_models, detector_from
+from mgdet.models import build_models, detector_from
 from tiny import CLASSES, model, write_detector
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import recorded
 from mgdet.config import OptimizerConfig, ScheduleConfig
-from mgdet.train.schedule import learning_rate, scaled_lr
+from mgdet.engine.schedule import learning_rate, scaled_lr
 
 STORED = recorded.record("lr_schedule")
 

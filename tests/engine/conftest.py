@@ -2,7 +2,7 @@
 
 import pytest
 
-import mgdet.train.loop as loop
+import mgdet.engine.loop as loop
 from tiny import ALONE
 
 

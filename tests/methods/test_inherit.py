@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mgdet import build_detector
-from mgdet.distill.inherit import inherit
+from mgdet.methods.inherit import inherit
 
 
 def build(backbone: str, detector: str = "retinanet", channels: int = 32):

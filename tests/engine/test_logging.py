@@ -12,9 +12,9 @@ import types
 
 import pytest
 
+from mgdet.engine.display import Status, clock
+from mgdet.engine.logging import RunLog
 from mgdet.errors import UserError
-from mgdet.train.display import Status, clock
-from mgdet.train.logging import RunLog
 
 LOSSES = {"loss": 1.25, "loss_cls": 0.5, "loss_bbox": 0.25, "loss_mgd_fpn_0": 0.4, "loss_mgd_fpn_1": 0.1}
 STATS = {"AP": 0.371, "AP50": 0.55, "AP75": 0.4, "APs": -1.0, "APm": 0.41, "APl": 0.5, "AR1": 0.3}

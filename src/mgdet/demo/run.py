@@ -16,18 +16,18 @@ from mgdet.config import Config
 from mgdet.data.batch import collate
 from mgdet.data.coco import CocoDataset
 from mgdet.data.sampler import test_views
-from mgdet.data.shapes import write_shapes
-from mgdet.detectors.base import Target
+from mgdet.demo.shapes import write_shapes
+from mgdet.distributed import World
+from mgdet.engine.checkpoint import LAST_FILE
+from mgdet.engine.loop import train
 from mgdet.errors import UserError, nearest
 from mgdet.evaluate.draw import comparison, curves, draw_detections, draw_target
-from mgdet.evaluate.report import percent
-from mgdet.interop.files import atomic_write
+from mgdet.files import atomic_write
 from mgdet.interop.weights import read_checkpoint
+from mgdet.models import load_detector
 from mgdet.recipes.demo import IMAGE_SIZE, PAIRS, demo_distilled, demo_student, demo_teacher
-from mgdet.train.checkpoint import LAST_FILE
-from mgdet.train.distributed import World
-from mgdet.train.loop import train
-from mgdet.train.models import load_detector
+from mgdet.report.measure import percent
+from mgdet.structures import Target
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 TITLES = {"teacher": "teacher", "student": "student alone", "distilled": "student with MGD"}

@@ -12,9 +12,9 @@ import time
 
 import pytest
 
-import mgdet.train.loop as loop
+import mgdet.engine.loop as loop
 from mgdet.errors import UserError
-from mgdet.interop.files import sha256_of
+from mgdet.files import sha256_of
 from tiny import (
     ALONE,
     NUM_VAL,
@@ -132,7 +132,7 @@ class TestRefusals:
         assert "already holds a run; add --resume" in self.refused(tiny.config(), stopped, resume=False)
 
     def test_a_folder_in_which_another_process_trains(self, stopped, tiny):
-        hold = "import sys, time, pathlib, mgdet.train.checkpoint as c\n"
+        hold = "import sys, time, pathlib, mgdet.engine.checkpoint as c\n"
         hold += "with c.alone_in(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
         holder = subprocess.Popen([sys.executable, "-c", hold, str(stopped)], stdout=subprocess.PIPE, text=True)
         try:

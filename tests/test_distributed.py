@@ -10,17 +10,17 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-import mgdet.train.loop as loop
+import mgdet.engine.loop as loop
 from mgdet.cli import main
 from mgdet.config import Config
 from mgdet.data.batch import collate
 from mgdet.data.coco import CocoDataset
 from mgdet.data.transforms import View
+from mgdet.distributed import World, launch
+from mgdet.engine.checkpoint import check_all_see_it
 from mgdet.errors import UserError
 from mgdet.interop.weights import read_checkpoint, save_checkpoint
-from mgdet.train.checkpoint import check_all_see_it
-from mgdet.train.distributed import World, launch
-from mgdet.train.models import load_detector
+from mgdet.models import load_detector
 from tiny import ALONE, CLASSES, assert_same_run, assert_same_tensors, records, start, state_of, wait_for
 
 pytestmark = pytest.mark.slow
