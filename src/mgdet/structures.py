@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,37 @@ class Pyramid(NamedTuple):
 
     maps: list[Tensor]
     taps: list[Tensor]
+
+
+class Level(NamedTuple):
+    """One tapped pyramid level, as measured on an empty image.
+
+    stride: pixels of the image per cell.
+    channels: width of the map.
+    """
+
+    stride: float
+    channels: int
+
+
+class Pixels(NamedTuple):
+    """The normalisation that a model expects: (value - mean) / std for values in 0 .. 255, in the order R, G, B."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Seen(NamedTuple):
+    """What a detector shows of one batch to a method of distillation.
+
+    taps: L tensors (B, C, H_l, W_l), before the neck's norm.
+    maps: tensors (B, C, H_l, W_l), what the heads read; at least as many as taps. Foreign detectors show their taps.
+    outputs: the head's raw predictions, where a method asked for them; their form is the detector's own.
+    """
+
+    taps: list[Tensor]
+    maps: list[Tensor]
+    outputs: Any = None
 
 
 @dataclass(slots=True)

@@ -11,14 +11,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mgdet.structures import Detections, Pyramid, Target
+from mgdet.detectors.face import Face, Learned
+from mgdet.structures import Detections, Pyramid, Seen, Target
 
 
-class Detector(nn.Module):
+class Detector(Face):
     """A detector as three plain functions: images to pyramid, pyramid to losses, pyramid to detections.
 
     No method changes what it returns with the training flag; `train()` only decides what the norm layers do, and with
-    `norm_eval` the backbone's batch norms keep their statistics for ever. A subclass adds the neck and its head, and
+    `norm_eval` the backbone's batch norms keep their statistics permanently. A subclass adds the neck and its head, and
     sets the attributes below.
 
     neck: stages to a `Pyramid`.
@@ -55,6 +56,23 @@ class Detector(nn.Module):
                     module.eval()
         return self
 
+    def see(self, images: Tensor, sizes: list[tuple[int, int]], *, outputs: bool = False) -> Seen:
+        """See `Face.see`."""
+        maps, taps = self.pyramid(images)
+        return Seen(taps, maps, self.head(maps) if outputs else None)
+
+    def learn(self, images: Tensor, targets: list[Target], *, outputs: bool = False) -> Learned:
+        """See `Face.learn`."""
+        maps, taps = self.pyramid(images)
+        raw = self.head(maps)
+        return Learned(self.losses(maps, targets, raw), Seen(taps, maps, raw if outputs else None))
+
+    def find(
+        self, images: Tensor, sizes: list[tuple[int, int]], scales: list[tuple[float, float]] | None = None
+    ) -> list[Detections]:
+        """See `Face.find`."""
+        return self.detect([level.float() for level in self.pyramid(images).maps], sizes, scales)
+
     def pyramid(self, images: Tensor) -> Pyramid:
         """Runs backbone and neck.
 
@@ -65,20 +83,29 @@ class Detector(nn.Module):
         return pyramid
 
     @abstractmethod
-    def loss_parts(self, maps: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-        """Like `losses`, but a value may be (L,): one part a pyramid level."""
+    def head(self, maps: list[Tensor]) -> Any:
+        """The raw predictions of the first head that reads the pyramid, in the form that this detector gives them.
 
-    def losses(self, maps: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+        Args:
+            maps: L tensors (B, C, H_l, W_l), `Pyramid.maps`.
+        """
+
+    @abstractmethod
+    def loss_parts(self, maps: list[Tensor], targets: list[Target], outputs: Any = None) -> dict[str, Tensor]:
+        """Like `losses`, but a value may be (L,): one part per pyramid level."""
+
+    def losses(self, maps: list[Tensor], targets: list[Target], outputs: Any = None) -> dict[str, Tensor]:
         """The detector's own training losses.
 
         Args:
             maps: L tensors (B, C, H_l, W_l), `Pyramid.maps`.
             targets: B targets, boxes xyxy in pixels of the batch images.
+            outputs: what `head(maps)` returned, where it has run already.
 
         Returns:
             Scalars, already weighted, named as in the original.
         """
-        return {name: value.sum() for name, value in self.loss_parts(maps, targets).items()}
+        return {name: value.sum() for name, value in self.loss_parts(maps, targets, outputs).items()}
 
     @abstractmethod
     def detect(
@@ -96,5 +123,5 @@ class Detector(nn.Module):
                 with it in pixels of the image files; the boxes are scaled before NMS, as in the original.
 
         Returns:
-            One `Detections` an image.
+            One `Detections` per image.
         """

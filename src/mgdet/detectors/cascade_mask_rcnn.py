@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -126,13 +126,17 @@ class CascadeMaskRCNN(Detector):
         self.rpn_head = RPNHead(channels, smooth_l1_beta=1 / 9, inside_only=True)
         self.roi_head = CascadeRoIHead(channels, num_classes)
 
-    def loss_parts(self, maps: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+    def head(self, maps: list[Tensor]) -> Any:
+        """The first stage: objectness logits (B, A, H_l, W_l) and box deltas (B, A * 4, H_l, W_l) of each level."""
+        return self.rpn_head(maps)
+
+    def loss_parts(self, maps: list[Tensor], targets: list[Target], outputs: Any = None) -> dict[str, Tensor]:
         """`loss_rpn_cls` and `loss_rpn_bbox`, (L,) each, and the scalars of `CascadeRoIHead.losses`.
 
         Raises:
             ValueError: a target has no masks.
         """
-        logits, deltas = self.rpn_head(maps)
+        logits, deltas = self.head(maps) if outputs is None else outputs
         sizes = [target.size for target in targets]
         proposals, _ = self.rpn_head.proposals(logits, deltas, sizes, candidates_per_level=2000, limit=2000)
         losses = self.rpn_head.losses(logits, deltas, targets)
@@ -145,7 +149,7 @@ class CascadeMaskRCNN(Detector):
         scales: list[tuple[float, float]] | None = None,
     ) -> list[Detections]:
         """See `Detector.detect`."""
-        logits, deltas = self.rpn_head(maps)
+        logits, deltas = self.head(maps)
         proposals, _ = self.rpn_head.proposals(logits, deltas, sizes, candidates_per_level=1000, limit=1000)
         boxes, region_logits = self.roi_head.detect(maps, proposals, sizes)
         found = detect_boxes(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from mgdet.detectors.base import Detector
@@ -33,9 +35,13 @@ class FasterRCNN(Detector):
         self.rpn_head = RPNHead(channels)
         self.roi_head = RoIHead(BoxHead(channels, num_classes))
 
-    def loss_parts(self, maps: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+    def head(self, maps: list[Tensor]) -> Any:
+        """The first stage: objectness logits (B, A, H_l, W_l) and box deltas (B, A * 4, H_l, W_l) of each level."""
+        return self.rpn_head(maps)
+
+    def loss_parts(self, maps: list[Tensor], targets: list[Target], outputs: Any = None) -> dict[str, Tensor]:
         """`loss_rpn_cls` and `loss_rpn_bbox`, (L,) each, and the scalars `loss_cls` and `loss_bbox`."""
-        logits, deltas = self.rpn_head(maps)
+        logits, deltas = self.head(maps) if outputs is None else outputs
         sizes = [target.size for target in targets]
         proposals, _ = self.rpn_head.proposals(logits, deltas, sizes, candidates_per_level=2000, limit=1000)
         losses = self.rpn_head.losses(logits, deltas, targets)
@@ -48,7 +54,7 @@ class FasterRCNN(Detector):
         scales: list[tuple[float, float]] | None = None,
     ) -> list[Detections]:
         """See `Detector.detect`."""
-        logits, deltas = self.rpn_head(maps)
+        logits, deltas = self.head(maps)
         proposals, _ = self.rpn_head.proposals(logits, deltas, sizes, candidates_per_level=1000, limit=1000)
         return self.roi_head.detect(
             maps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -106,13 +107,17 @@ class RepPoints(Detector):
         self.neck = FPN(widths[1:], channels, num_levels=5, extra="conv", group_norm=True)
         self.bbox_head = RepPointsHead(num_classes, channels)
 
-    def loss_parts(self, maps: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+    def head(self, maps: list[Tensor]) -> Any:
+        """Class logits, first and refined point offsets of each level, (B, channels, H_l, W_l) each."""
+        return self.bbox_head(maps)
+
+    def loss_parts(self, maps: list[Tensor], targets: list[Target], outputs: Any = None) -> dict[str, Tensor]:
         """Losses of each level, (L,) each: focal `loss_cls`, smooth L1 `loss_pts_init` and `loss_pts_refine`.
 
         Each is divided by the number of its stage's positive cells, counted at least 1 in every image. Classes belong
         to the second stage.
         """
-        logits, first, refined = self._outputs(maps)
+        logits, first, refined = self._outputs(maps, outputs)
         sizes = _sizes(maps)
         origins = self.origins.boxes(sizes, maps[0].device)
         proposals = torch.cat(first, dim=1).detach()
@@ -154,9 +159,9 @@ class RepPoints(Detector):
             results.append(Detections(boxes[keep], scores[keep], labels[keep]))
         return results
 
-    def _outputs(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def _outputs(self, maps: list[Tensor], outputs: Any = None) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """By level: logits (B, H_l * W_l, num_classes), first and refined boxes (B, H_l * W_l, 4) in pixels."""
-        logits, first, refined = self.bbox_head(maps)
+        logits, first, refined = self.head(maps) if outputs is None else outputs
         origins = self.origins.boxes(_sizes(maps), maps[0].device)
         return (
             [level.flatten(2).mT for level in logits],

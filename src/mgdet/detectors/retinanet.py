@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -67,12 +69,16 @@ class RetinaNet(Detector):
         self.neck = FPN(widths[1:], channels, num_levels=5, extra="conv")
         self.bbox_head = RetinaHead(num_classes, self.anchors.num_forms, channels)
 
-    def loss_parts(self, maps: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+    def head(self, maps: list[Tensor]) -> Any:
+        """Class logits (B, A * num_classes, H_l, W_l) and box deltas (B, A * 4, H_l, W_l) of each level."""
+        return self.bbox_head(maps)
+
+    def loss_parts(self, maps: list[Tensor], targets: list[Target], outputs: Any = None) -> dict[str, Tensor]:
         """Focal loss and L1 loss of each level, `loss_cls` and `loss_bbox`, (L,) each.
 
         Both are divided by the number of positive anchors, counted at least 1 in every image.
         """
-        logits, deltas = self._flat_outputs(maps)
+        logits, deltas = self._flat_outputs(maps, outputs)
         sizes = [(level.shape[-2], level.shape[-1]) for level in maps]
         level_anchors = self.anchors.boxes(sizes, maps[0].device)
         anchors = torch.cat(level_anchors)
@@ -118,9 +124,9 @@ class RetinaNet(Detector):
             results.append(Detections(boxes[keep], scores[keep], labels[keep]))
         return results
 
-    def _flat_outputs(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def _flat_outputs(self, maps: list[Tensor], outputs: Any = None) -> tuple[list[Tensor], list[Tensor]]:
         """The head's outputs in float32 by anchor: logits (B, H_l * W_l * A, num_classes), deltas (B, ..., 4)."""
-        logits, deltas = self.bbox_head(maps)
+        logits, deltas = self.head(maps) if outputs is None else outputs
         batch = maps[0].shape[0]
         return (
             [level.permute(0, 2, 3, 1).reshape(batch, -1, self.num_classes).float() for level in logits],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -254,12 +254,16 @@ class SOLO(Detector):
         self.neck = FPN(self.backbone.feature_info.channels(), channels, num_levels=5, extra="pool")
         self.mask_head = SOLOHead(num_classes, channels)
 
-    def loss_parts(self, maps: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+    def head(self, maps: list[Tensor]) -> Any:
+        """Mask features and class logits of each level, see `SOLOHead`."""
+        return self.mask_head(maps)
+
+    def loss_parts(self, maps: list[Tensor], targets: list[Target], outputs: Any = None) -> dict[str, Tensor]:
         """Dice loss `loss_mask`, a mean over positive cells, and focal loss `loss_cls`, scalars.
 
         The focal loss is divided by the number of positive cells of the batch plus one. Targets need masks.
         """
-        features, logits = self.mask_head(maps)
+        features, logits = self.head(maps) if outputs is None else outputs
         height, width = maps[0].shape[-2:]
         objects = gather_objects(targets, (FINEST * height, FINEST * width))
         own_labels = torch.cat([objects.labels, objects.labels.new_tensor([self.num_classes])])
@@ -285,7 +289,7 @@ class SOLO(Detector):
         scales: list[tuple[float, float]] | None = None,
     ) -> list[Detections]:
         """See `Detector.detect`. The score of a mask is that of its class times its mean probability inside."""
-        features, logits = self.mask_head(maps)
+        features, logits = self.head(maps)
         scores = [self._peaks(level).permute(0, 2, 3, 1).flatten(1, 2) for level in logits]
         results = []
         for i, (height, width) in enumerate(sizes):

@@ -1,0 +1,78 @@
+"""What detectors of other libraries have in common behind the outer face: classes by name, and a description to rebuild.
+
+A foreign detector keeps its library's module tree and names. Its losses and detections are the library's own; here is
+only what lies between: which of its columns are which of the data's classes.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mgdet.detectors.face import Face
+
+ALIASES = {
+    "aeroplane": "airplane",
+    "hairdryer": "hairdrier",
+    "motorbike": "motorcycle",
+    "mobilephone": "cellphone",
+    "sofa": "couch",
+    "television": "tv",
+    "tvmonitor": "tv",
+}
+"""Names of VOC, COCO and Open Images for the same thing, in the form that `plain_name` gives."""
+
+
+class Foreign(Face):
+    """A detector of another library.
+
+    source: where it comes from, the part of its name before the colon: torchvision, hf, libreyolo or timm.
+    columns: for each class of the data, the output of the library's head that stands for it.
+    notes: sentences on what was decided while it was built: head kept or new, columns mapped.
+    """
+
+    source: str
+    columns: tuple[int, ...]
+    notes: list[str]
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """Plain values (ready for JSON) from which `rebuild` makes the same architecture without a download.
+
+        They hold the name, the number of outputs, `columns`, and all else that weights do not show, such as the kind
+        of norm and its eps.
+        """
+
+    @abstractmethod
+    def export(self, out: Path) -> str:
+        """Writes what the library alone reads back: a state dict, or a folder; returns a line that says what it is.
+
+        Raises:
+            UserError: `out` exists or cannot be written.
+        """
+
+
+def plain_name(name: str) -> str:
+    """A class name without case, spaces and punctuation, under the name that COCO has for it."""
+    plain = re.sub(r"[\W_]+", "", name.casefold())
+    return ALIASES.get(plain, plain)
+
+
+def match_classes(known: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...] | None:
+    """For each wanted class its position among the known ones, by name; None if any is not known.
+
+    Known names may hold placeholders ("N/A", "__background__"), which match nothing.
+    """
+    places: dict[str, int] = {}
+    for place, name in enumerate(known):
+        places.setdefault(plain_name(name), place)
+    for placeholder in ("N/A", "__background__", "background"):
+        if placeholder not in wanted:
+            places.pop(plain_name(placeholder), None)
+    found = [places.get(plain_name(name)) for name in wanted]
+    if any(place is None for place in found) or len(set(found)) != len(found):
+        return None
+    return tuple(place for place in found if place is not None)
