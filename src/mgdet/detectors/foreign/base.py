@@ -1,4 +1,4 @@
-"""What detectors of other libraries have in common behind the outer face: classes by name, and a description to rebuild.
+"""What detectors of other libraries share behind the outer face: classes by name, and a description to rebuild from.
 
 A foreign detector keeps its library's module tree and names. Its losses and detections are the library's own; here is
 only what lies between: which of its columns are which of the data's classes.
