@@ -6,16 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgdet.methods.base import FeatureMethod, align, same_place
 
-class MGD(nn.Module):
+
+class MGD(FeatureMethod):
     """Generates the teacher's map from a masked view of the student's, and measures the squared error.
 
-    Equations 2 to 5 of the paper: M is one uniform draw a cell, shared by all channels, and zeroes the cells where it
-    exceeds 1 - `mask_ratio`; nothing is rescaled. G is a 3x3 convolution, ReLU and another 3x3 convolution.
+    Equations 2 to 5 of the paper: M is one uniform draw per cell, shared by all channels, and zeroes the cells where
+    it exceeds 1 - `mask_ratio`; nothing is rescaled. G is a 3x3 convolution, ReLU and another 3x3 convolution.
 
     loss = weight * sum((G(align(S) * M) - T)^2) / B
 
-    It computes in float32 also under autocast: the sum over a large level does not fit half precision.
+    The convolutions follow autocast. The error and its sum are float32: the sum over a large level does not fit half
+    precision.
 
     Args:
         student_channels: width of the student's map. Where it is not the teacher's, a 1x1 convolution aligns it.
@@ -24,10 +27,12 @@ class MGD(nn.Module):
         mask_ratio: lambda in the paper, the expected share of masked cells.
     """
 
+    name = "mgd"
+
     def __init__(self, student_channels: int, teacher_channels: int, *, weight: float, mask_ratio: float):
         super().__init__()
         self.weight, self.mask_ratio = weight, mask_ratio
-        self.align = nn.Conv2d(student_channels, teacher_channels, 1) if student_channels != teacher_channels else None
+        self.align = align(student_channels, teacher_channels)
         self.generation = nn.Sequential(
             nn.Conv2d(teacher_channels, teacher_channels, 3, padding=1),
             nn.ReLU(inplace=True),
@@ -44,11 +49,12 @@ class MGD(nn.Module):
         Raises:
             ValueError: the maps do not have the same B, H and W.
         """
-        if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
-            raise ValueError(f"student map {tuple(student.shape)} and teacher map {tuple(teacher.shape)} do not match")
+        same_place(student, teacher)
         batch, _, height, width = student.shape
+        if not torch.is_autocast_enabled(student.device.type):
+            student = student.float()
+        view = student if self.align is None else self.align(student)
+        kept = torch.rand((batch, 1, height, width), device=student.device) <= 1 - self.mask_ratio
+        generated = self.generation(view * kept)
         with torch.autocast(student.device.type, enabled=False):
-            view = student.float() if self.align is None else self.align(student.float())
-            kept = torch.rand((batch, 1, height, width), device=student.device) <= 1 - self.mask_ratio
-            generated = self.generation(view * kept)
-            return self.weight / batch * F.mse_loss(generated, teacher.float(), reduction="sum")
+            return self.weight / batch * F.mse_loss(generated.float(), teacher.float(), reduction="sum")

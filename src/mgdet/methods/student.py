@@ -1,53 +1,103 @@
-"""The part of distillation that trains: a student detector and the generators that learn beside it."""
+"""The part of distillation that trains: a student detector and what its methods learn beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from mgdet.methods.mgd import MGD
+from mgdet.methods.base import Truth, standardise
+from mgdet.methods.pairing import Pair, fit_size
+from mgdet.structures import Seen
+
+
+class LevelMethod(NamedTuple):
+    """One module of a method, and the levels that it compares."""
+
+    method: nn.Module
+    pair: Pair
 
 
 class DistilledStudent(nn.Module):
-    """A detector with one MGD module a tapped pyramid level; its forward returns every loss of a training step.
+    """A detector and its methods of distillation; its forward returns every loss of a training step.
 
     This is what DistributedDataParallel wraps, what the optimizer holds and what any training loop can call. The
-    teacher stays outside. Without levels it is the detector training alone. State-dict keys are the original
-    distiller's: `student.*` and `distill_losses.loss_mgd_fpn_<level>.*`.
+    teacher stays outside. Without methods it is the detector training alone. State-dict keys are the original
+    distillers': `student.*` and `distill_losses.loss_<method>_fpn_<level>.*`.
 
     Args:
-        student: a detector with `pyramid(images)` and `losses(maps, targets)`, see `mgdet.detectors.base.Detector`.
-        levels: one `MGD` for each tap, finest level first; empty for a student that learns alone.
+        student: a detector, see `mgdet.detectors.face.Face`.
+        levels: methods with the levels that they compare. Bare modules are one for each tap of both sides, finest
+            level first.
+        heads: methods that compare the heads' outputs, see `mgdet.methods.base.HeadMethod`.
+        standardised: bring each channel of the teacher to mean 0 and standard deviation 1 over the batch.
     """
 
     student: Any
 
-    def __init__(self, student: nn.Module, levels: Sequence[MGD] = ()):
+    def __init__(
+        self,
+        student: nn.Module,
+        levels: Sequence[nn.Module | LevelMethod] = (),
+        *,
+        heads: Sequence[nn.Module] = (),
+        standardised: bool = False,
+    ):
         super().__init__()
-        self.student = student
-        self.distill_losses = nn.ModuleDict({f"loss_mgd_fpn_{level}": mgd for level, mgd in enumerate(levels)})
+        self.student, self.standardised = student, standardised
+        self._one_for_each_tap = not any(isinstance(level, LevelMethod) for level in levels)
+        self._pairs: dict[str, Pair] = {}
+        self.distill_losses = nn.ModuleDict()
+        for i, level in enumerate(levels):
+            method, pair = level if isinstance(level, LevelMethod) else LevelMethod(level, Pair(i, i))
+            name = f"loss_{method.name}_fpn_{pair.student}"
+            self.distill_losses[name], self._pairs[name] = method, pair
+        for method in heads:
+            self.distill_losses[f"loss_{method.name}"] = method
 
-    def forward(self, images: Tensor, targets: Sequence[Any], teacher_taps: Sequence[Tensor] = ()) -> dict[str, Tensor]:
-        """The detector's losses and `loss_mgd_fpn_<level>` for every level, scalars, all to be added up.
+    @property
+    def reads_outputs(self) -> bool:
+        """Does a method compare what the heads say? Then the teacher must show its outputs, too."""
+        return len(self._pairs) < len(self.distill_losses)
+
+    def forward(
+        self, images: Tensor, targets: Sequence[Any], teacher: Seen | Sequence[Tensor] = ()
+    ) -> dict[str, Tensor]:
+        """The detector's losses and those of every method, scalars, all to be added up.
 
         Args:
             images: (B, 3, H, W) float, normalised.
             targets: B targets, as the detector takes them.
-            teacher_taps: L tensors (B, C, H_l, W_l), what `Teacher` returned for the same images.
+            teacher: what the teacher showed of the same images; its taps alone, L tensors (B, C, H_l, W_l), do for
+                methods that read taps.
 
         Raises:
-            ValueError: the number of taps is not the number of levels.
+            ValueError: the number of taps is not the number of modules that were given without levels.
         """
-        maps, taps = self.student.pyramid(images)
-        losses: dict[str, Tensor] = self.student.losses(maps, targets)
-        if self.distill_losses:
-            if not len(self.distill_losses) == len(taps) == len(teacher_taps):
-                raise ValueError(
-                    f"{len(self.distill_losses)} distilled levels need as many taps, not {len(taps)} of the student "
-                    f"and {len(teacher_taps)} of the teacher"
-                )
-            for (name, mgd), mine, theirs in zip(self.distill_losses.items(), taps, teacher_taps):
-                losses[name] = mgd(mine, theirs)
+        losses, seen = self.student.learn(images, targets, outputs=self.reads_outputs)
+        if not self.distill_losses:
+            return dict(losses)
+        theirs = teacher if isinstance(teacher, Seen) else Seen(list(teacher), list(teacher))
+        if self._one_for_each_tap and not len(self._pairs) == len(seen.taps) == len(theirs.taps):
+            raise ValueError(
+                f"{len(self._pairs)} distilled levels need as many taps, not {len(seen.taps)} of the student "
+                f"and {len(theirs.taps)} of the teacher"
+            )
+        losses, truth = dict(losses), Truth.of(targets)
+        for name, method in self.distill_losses.items():
+            if name in self._pairs:
+                losses[name] = self._compare(method, self._pairs[name], seen, theirs, truth)
+            else:
+                losses[name] = method(seen, theirs, truth)
         return losses
+
+    def _compare(self, method: Any, pair: Pair, seen: Seen, theirs: Seen, truth: Truth) -> Tensor:
+        """The loss of one module."""
+        mine, other = getattr(seen, method.reads)[pair.student], getattr(theirs, method.reads)[pair.teacher]
+        if self.standardised:
+            other = standardise(other)
+        if not self._one_for_each_tap and not method.fits_sizes:
+            other = fit_size(other, (mine.shape[2], mine.shape[3]))
+        loss: Tensor = method(mine, other, truth) if method.needs_truth else method(mine, other)
+        return loss
