@@ -1,7 +1,7 @@
 """Times the training step of a recipe on this machine: images/s, memory, and where the time goes.
 
-The parts (data, teacher, student forward, MGD, backward, step) are timed apart, with the device synchronised after
-each, so their sum is a little more than a free-running step, which is timed as well. Images and objects are real.
+The step is the one that training takes. Its parts are timed apart in further steps, with the device synchronised around
+each, so their sum is a little more than a free-running step; what no part holds counts as backward. Images are real.
 
     python benchmarks/step.py retinanet_x101_to_r50 --data.root data/coco --batch 8 16 --steps 50 --amp bf16
 
@@ -15,25 +15,25 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from mgdet.config import Config
+from mgdet.data.batch import Batch
 from mgdet.data.coco import CocoDataset
 from mgdet.data.loader import train_loader
 from mgdet.data.sampler import TrainSampler
 from mgdet.detectors.build import detector_class
-from mgdet.engine.loop import AMP_TYPES, make_optimizer
-from mgdet.methods.mgd import MGD
+from mgdet.distributed import World
+from mgdet.engine.step import Step
 from mgdet.methods.student import DistilledStudent
 from mgdet.methods.teacher import Teacher
-from mgdet.models import detector_from
+from mgdet.models import detector_from, with_methods
+from mgdet.precision import AMP_TYPES
 from mgdet.recipes import load_recipe
 
-PARTS = ("data", "teacher", "student forward", "MGD", "backward", "step")
+PARTS = ("data", "teacher", "student forward", "methods", "backward", "update")
 
 
 class Clock:
@@ -43,13 +43,19 @@ class Clock:
         self.device = device
         self.seconds: dict[str, list[float]] = {part: [] for part in PARTS}
 
-    def time(self, part: str, work: Callable[[], object]) -> object:
-        self.synchronize()
-        start = time.perf_counter()
-        result = work()
-        self.synchronize()
-        self.seconds[part].append(time.perf_counter() - start)
-        return result
+    def wrap(self, owner: object, name: str, part: str) -> None:
+        """Times every call of a method of `owner`, and adds it to a part of the step."""
+        work = getattr(owner, name)
+
+        def timed(*arguments: object, **options: object) -> object:
+            self.synchronize()
+            start = time.perf_counter()
+            result = work(*arguments, **options)
+            self.synchronize()
+            self.seconds[part][-1] += time.perf_counter() - start
+            return result
+
+        setattr(owner, name, timed)
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -57,29 +63,19 @@ class Clock:
 
 
 class Bench:
-    """The models of a recipe and its data, ready to step."""
+    """The step of a recipe and its data."""
 
     def __init__(self, config: Config, data: CocoDataset, batch: int, amp: str, workers: int):
-        self.config, self.amp = config, amp
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        config.train.batch, config.train.amp = batch, amp
+        world = World(rank=0, size=1, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = world.device
         student = detector_from(config.student, len(data.classes))
-        levels = []
-        self.teacher: Teacher | None = None
-        if config.teacher is not None and config.mgd is not None:
-            teacher = detector_from(config.teacher, len(data.classes))
-            self.teacher = Teacher(teacher).to(self.device).to(memory_format=torch.channels_last)
-            levels = [
-                MGD(
-                    student.tap_channels,
-                    teacher.tap_channels,
-                    weight=config.mgd.weight,
-                    mask_ratio=config.mgd.mask_ratio,
-                )
-                for _ in range(student.num_taps)
-            ]
-        self.model = DistilledStudent(student, levels).to(self.device).to(memory_format=torch.channels_last).train()
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(config.optimizer, self.parameters, lr=1e-5)
+        model, teacher = DistilledStudent(student), None
+        if config.teacher is not None and config.methods:
+            teacher = Teacher(detector_from(config.teacher, len(data.classes)))
+            model = with_methods(config, student, teacher.detector, lambda line: None)
+        self.step = Step(model, teacher, config, world)
+        self.step.model.train()
         sampler = TrainSampler(
             data.portrait,
             batch=batch,
@@ -94,52 +90,44 @@ class Bench:
         )
         self.loader = train_loader(data, sampler, workers=workers, pin=self.device.type == "cuda")
 
-    def step(self, clock: Clock) -> None:
-        autocast = torch.autocast(self.device.type, dtype=AMP_TYPES[self.amp], enabled=self.amp != "off")
-        batch = clock.time("data", lambda: next(self.loader).to(self.device, non_blocking=True))
-        images = batch.images().contiguous(memory_format=torch.channels_last)
-        with autocast:
-            taps = clock.time("teacher", lambda: self.teacher(images) if self.teacher is not None else [])
+    def take(self) -> None:
+        """A step as the loop takes it."""
+        self.step.take([next(self.loader)], number=0, lr=1e-5)
 
-            def forward() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-                maps, mine = self.model.student.pyramid(images)
-                return mine, list(self.model.student.losses(maps, batch.targets).values())
+    def watch(self, clock: Clock) -> None:
+        """From now on the parts of each step are timed."""
+        clock.wrap(self, "_next", "data")
+        clock.wrap(self.step, "show", "teacher")
+        clock.wrap(self.step.student.student, "learn", "student forward")
+        for method in self.step.student.distill_losses.values():
+            clock.wrap(method, "forward", "methods")
+        clock.wrap(self.step, "_update", "update")
 
-            mine, losses = clock.time("student forward", forward)
-            levels = self.model.distill_losses.values()
-            losses += clock.time("MGD", lambda: [mgd(s, t) for mgd, s, t in zip(levels, mine, taps)])
-        clock.time("backward", torch.stack(losses).sum().backward)
-        clock.time("step", self._update)
+    def _next(self) -> Batch:
+        return next(self.loader)
 
-    def _update(self) -> None:
-        nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def free_step(self) -> None:
-        """The same step without a wait between its parts."""
-        batch = next(self.loader).to(self.device, non_blocking=True)
-        images = batch.images().contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=AMP_TYPES[self.amp], enabled=self.amp != "off"):
-            taps = self.teacher(images) if self.teacher is not None else []
-            losses = self.model(images, batch.targets, taps)
-        torch.stack(list(losses.values())).sum().backward()
-        self._update()
+    def timed_take(self, clock: Clock) -> None:
+        for seconds in clock.seconds.values():
+            seconds.append(0.0)
+        start = time.perf_counter()
+        self.step.take([self._next()], number=0, lr=1e-5)
+        total = time.perf_counter() - start
+        clock.seconds["backward"][-1] = total - sum(clock.seconds[part][-1] for part in PARTS if part != "backward")
 
 
 def measure(bench: Bench, batch: int, warmup: int, steps: int) -> dict[str, float]:
     clock = Clock(bench.device)
     for _ in range(warmup):
-        bench.step(clock)
+        bench.take()
     clock.synchronize()
     start = time.perf_counter()
     for _ in range(steps):
-        bench.free_step()
+        bench.take()
     clock.synchronize()
     result = {"batch": batch, "images_per_second": batch * steps / (time.perf_counter() - start)}
-    clock = Clock(bench.device)
+    bench.watch(clock)
     for _ in range(steps):
-        bench.step(clock)
+        bench.timed_take(clock)
     result |= {f"{part} (ms)": 1000 * statistics.median(clock.seconds[part]) for part in PARTS}
     if bench.device.type == "cuda":
         result["peak memory (GiB)"] = torch.cuda.max_memory_allocated() / 2**30

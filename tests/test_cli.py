@@ -265,7 +265,7 @@ class TestTrain:
         assert text.startswith("run holds a run with mgd.weight 0.002, which --resume cannot change to 1.0")
         assert "holds a run with student.backbone" in refused(*one_step, "--resume", "--student.backbone", "resnet18")
         text = refused(*tiny.arguments("train", distil=False), "--run-dir", "run", "--resume")
-        assert "holds a run with mgd" in text
+        assert "holds a run with inherit True" in text
 
     def test_a_run_folder_that_cannot_be_made(self, tiny, folder, refused):
         (folder / "file").write_text("precious")

@@ -90,7 +90,7 @@ def test_what_no_level_reads_does_not_train(tiny):
 def test_how_many_regions_train_is_for_a_second_stage_alone(tiny):
     config = tiny.config(distil=False)
     config.student.rois_per_image = 64
-    with pytest.raises(UserError, match="a retinanet has no second stage"):
+    with pytest.raises(UserError, match="rois_per_image does not apply to retinanet, which has no second stage"):
         start(config)
     config.student.detector = "faster_rcnn"
     assert start(config).student.student.rois_per_image == 64

@@ -57,7 +57,7 @@ def alone() -> Config:
 
 def distilled() -> Config:
     config = alone()
-    config.teacher, config.mgd = model(), MGDConfig(weight=2e-3, mask_ratio=0.65, inherit=True)
+    config.teacher, config.mgd, config.inherit = model(), MGDConfig(weight=2e-3, mask_ratio=0.65), True
     config.teacher.weights = "no such file"
     return config
 

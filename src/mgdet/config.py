@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mgdet.errors import UserError, nearest
@@ -17,6 +17,8 @@ from mgdet.errors import UserError, nearest
 Metric = Literal["bbox", "segm"]
 
 ROIS_PER_IMAGE = 512
+METHODS = ("mgd", "pkd", "fgd")
+"""Sections of `Config` that are methods of distillation."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -29,9 +31,10 @@ class ModelConfig:
     """One detector: its architecture and the weights it starts from."""
 
     detector: str
-    """Name of the detector, a key of `mgdet.detectors.build.DETECTORS`."""
-    backbone: str
-    """Any timm backbone with four feature stages, e.g. resnet50 or resnext101_64x4d."""
+    """One of ours, e.g. retinanet, or SOURCE:NAME of another library: torchvision:NAME, hf:NAME, libreyolo:NAME, and
+    timm:NAME for a teacher."""
+    backbone: str = ""
+    """Any timm backbone with four feature stages, e.g. resnet50 or resnext101_64x4d; only for our detectors."""
     deformable: bool = False
     """Deformable 3x3 convolutions (version 1) in stages c3 to c5 of a ResNet with bottlenecks."""
     channels: int = 256
@@ -43,7 +46,11 @@ class ModelConfig:
     rois_per_image: int = ROIS_PER_IMAGE
     """Regions of an image that the second stage trains on; only Faster, Mask and Cascade Mask R-CNN have one."""
     weights: str = "random"
-    """Where training starts: random, timm:NAME for a backbone, a checkpoint file, or its URL."""
+    """Where training starts: random, timm:NAME for a backbone, a checkpoint file, or its URL. Detectors of other
+    libraries also know pretrained, backbone, and the library's own names of weights."""
+    canvas: tuple[int, int] = (0, 0)
+    """Height and width of the images that a teacher sees, squashed to them; 0 0: those of the student, rounded to what
+    the teacher takes."""
 
     def __post_init__(self) -> None:
         _require(
@@ -52,22 +59,78 @@ class ModelConfig:
         )
         _require(0 <= self.frozen_stages <= 4, f"frozen_stages is {self.frozen_stages}; give 0 to 4")
         _require(self.rois_per_image >= 1, f"rois_per_image is {self.rois_per_image}; give 1 or more")
+        _require(
+            min(self.canvas) > 0 or self.canvas == (0, 0),
+            f"canvas is {self.canvas[0]} {self.canvas[1]}; give a height and a width in pixels, or 0 0",
+        )
+
+    @property
+    def source(self) -> str:
+        """The library that the detector comes from; empty for ours."""
+        source, colon, _ = self.detector.partition(":")
+        return source if colon else ""
 
 
 @dataclass(kw_only=True, slots=True)
 class MGDConfig:
     """Masked Generative Distillation, the same on every level (paper, section 3)."""
 
-    weight: float
-    """Weight of the loss, alpha in the paper: 2e-5 for one-stage, 5e-7 for two-stage detectors."""
-    mask_ratio: float
+    weight: float = 0.0
+    """Weight of the loss, alpha in the paper: 2e-5 for one-stage, 5e-7 for two-stage detectors; 0: off."""
+    mask_ratio: float = 0.65
     """Share of the student's cells that is masked, lambda in the paper: 0.65 one-stage, 0.45 two-stage."""
-    inherit: bool
-    """Start the student's neck and head as a copy of the teacher's."""
 
     def __post_init__(self) -> None:
         _require(self.weight >= 0, f"mgd.weight is {self.weight}; give 0 or more")
         _require(0 <= self.mask_ratio <= 1, f"mgd.mask_ratio is {self.mask_ratio}; give a share from 0 to 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class PKDConfig:
+    """Distillation by Pearson correlation (arXiv 2207.02039)."""
+
+    weight: float = 0.0
+    """Weight of the loss: 10 for one-stage, 6 for two-stage detectors in the paper; 0: off."""
+    levels: int = 4
+    """How many levels are compared, from the finest on."""
+
+    def __post_init__(self) -> None:
+        _require(self.weight >= 0, f"pkd.weight is {self.weight}; give 0 or more")
+        _require(self.levels >= 1, f"pkd.levels is {self.levels}; give 1 or more")
+
+
+@dataclass(kw_only=True, slots=True)
+class FGDConfig:
+    """Focal and Global Distillation (arXiv 2111.11837); the parts' defaults are RetinaNet's."""
+
+    weight: float = 0.0
+    """Weight of the whole loss: 1 is as published; 0: off."""
+    temperature: float = 0.5
+    """Of the attention, tau in the paper."""
+    foreground: float = 1e-3
+    """Weight of the cells of objects, alpha in the paper: 1e-3 RetinaNet and SOLO, 1.6e-3 RepPoints, 5e-5 two-stage."""
+    background: float = 5e-4
+    """Weight of the other cells, beta in the paper: 5e-4, 8e-4, 2.5e-5."""
+    attention: float = 5e-4
+    """Weight of the attention loss, gamma in the paper: 5e-4, 8e-4, 5e-5."""
+    relation: float = 5e-6
+    """Weight of the relation loss, lambda in the paper: 5e-6, 8e-6, 5e-7."""
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "foreground", "background", "attention", "relation"):
+            _require(getattr(self, name) >= 0, f"fgd.{name} is {getattr(self, name)}; give 0 or more")
+        _require(self.temperature > 0, f"fgd.temperature is {self.temperature}; give a positive number")
+
+
+@dataclass(kw_only=True, slots=True)
+class PairingConfig:
+    """Which level of the teacher teaches which level of the student, and in what form."""
+
+    pairs: tuple[str, ...] = ()
+    """Pairs as strides, STUDENT:TEACHER, e.g. 8:8 16:14; empty: each level takes the nearest stride."""
+    standardise: bool | None = None
+    """Bring each channel of the teacher to mean 0 and deviation 1 over the batch; None: where either side is a
+    detector of another library."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -90,6 +153,8 @@ class DataConfig:
     """The shorter edge in pixels, lowest and highest: training draws one, testing takes the highest."""
     short_edge_step: int = 1
     """Training draws the shorter edge in steps of this many pixels, from the lowest on."""
+    square: int = 0
+    """Squash images to squares of this edge in pixels instead of keeping their ratio; 0: keep it."""
     flip: float = 0.5
     """Probability of a horizontal flip in training."""
     workers: int = 2
@@ -99,6 +164,7 @@ class DataConfig:
         low, high = self.short_edge
         _require(0 < low <= high, f"data.short_edge is {low} {high}; give a lowest and a highest edge in pixels")
         _require(self.long_edge >= high, f"data.long_edge is {self.long_edge}; give at least short_edge, {high}")
+        _require(self.square >= 0, f"data.square is {self.square}; give an edge in pixels, or 0")
         _require(self.short_edge_step >= 1, f"data.short_edge_step is {self.short_edge_step}; give 1 or more")
         _require(0 <= self.flip <= 1, f"data.flip is {self.flip}; give a probability from 0 to 1")
         _require(self.workers >= 0, f"data.workers is {self.workers}; give 0 or more")
@@ -118,6 +184,8 @@ class OptimizerConfig:
     """Momentum of SGD; AdamW's first beta."""
     weight_decay: float = 1e-4
     """Weight decay of every trained parameter."""
+    backbone_share: float = 1.0
+    """The backbone's share of the learning rate; 0.1 is usual for detectors of the DETR family."""
     clip_norm: float = 35.0
     """Gradients of student and generators together are clipped to this L2 norm."""
 
@@ -126,12 +194,18 @@ class OptimizerConfig:
         _require(self.base_batch > 0, f"optimizer.base_batch is {self.base_batch}; give 1 or more")
         _require(0 <= self.momentum < 1, f"optimizer.momentum is {self.momentum}; give a number from 0 to below 1")
         _require(self.weight_decay >= 0, f"optimizer.weight_decay is {self.weight_decay}; give 0 or more")
+        _require(0 < self.backbone_share <= 1, f"optimizer.backbone_share is {self.backbone_share}; give over 0 to 1")
         _require(self.clip_norm > 0, f"optimizer.clip_norm is {self.clip_norm}; give a positive norm")
 
 
 @dataclass(kw_only=True, slots=True)
 class ScheduleConfig:
-    """The learning rate as a function of the step: linear warm-up, then drops to a tenth."""
+    """The learning rate as a function of the step: linear warm-up, then drops to a tenth, or a cosine."""
+
+    shape: Literal["steps", "cosine"] = "steps"
+    """steps: the rate falls at `drops`, as published; cosine: it falls to `cosine_floor` over the whole run."""
+    cosine_floor: float = 0.01
+    """The share of the rate at which a cosine ends."""
 
     epochs: int
     """Passes over the training images."""
@@ -145,6 +219,7 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"schedule.epochs is {self.epochs}; give 1 or more")
         _require(all(drop >= 1 for drop in self.drops), f"schedule.drops is {self.drops}; give epochs from 1 on")
+        _require(0 <= self.cosine_floor <= 1, f"schedule.cosine_floor is {self.cosine_floor}; give a share from 0 to 1")
         _require(self.warmup_steps >= 0, f"schedule.warmup_steps is {self.warmup_steps}; give 0 or more")
         _require(0 <= self.warmup_ratio <= 1, f"schedule.warmup_ratio is {self.warmup_ratio}; give a share from 0 to 1")
 
@@ -193,8 +268,16 @@ class Config:
     """The detector that trains."""
     teacher: ModelConfig | None = None
     """The frozen detector it learns from; None for training alone."""
-    mgd: MGDConfig | None = None
-    """How it learns from the teacher; None for training alone."""
+    inherit: bool = False
+    """Start the student's neck and head as a copy of the teacher's."""
+    mgd: MGDConfig = field(default_factory=MGDConfig)
+    """Masked Generative Distillation."""
+    pkd: PKDConfig = field(default_factory=PKDConfig)
+    """Distillation by Pearson correlation."""
+    fgd: FGDConfig = field(default_factory=FGDConfig)
+    """Focal and Global Distillation."""
+    pairing: PairingConfig = field(default_factory=PairingConfig)
+    """Which levels are compared."""
     data: DataConfig
     """The images."""
     optimizer: OptimizerConfig
@@ -204,11 +287,29 @@ class Config:
     train: TrainConfig
     """The loop."""
 
-    def __post_init__(self) -> None:
-        _require(
-            (self.teacher is None) == (self.mgd is None),
-            "the recipe sets only one of teacher and mgd; distillation needs both",
-        )
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The sections of the methods that are on."""
+        return tuple(name for name in METHODS if getattr(self, name).weight > 0)
+
+    def check_teaching(self) -> None:
+        """Refuses a teacher that teaches nothing, and methods without a teacher.
+
+        Raises:
+            UserError: says which setting is missing.
+        """
+        if self.teacher is None and (self.methods or self.inherit):
+            what = (
+                f"{self.methods[0]}.weight is {getattr(self, self.methods[0]).weight:g}"
+                if self.methods
+                else "inherit is on"
+            )
+            raise UserError(f"{what}, but there is no teacher; give --teacher.detector and --teacher.weights")
+        if self.teacher is not None and not self.methods and not self.inherit:
+            raise UserError(
+                "there is a teacher, but nothing is learned from it: every method's weight is 0 and inherit is off; "
+                "give e.g. --mgd.weight 2e-5"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """This config as plain dicts, lists and scalars, ready for JSON."""
@@ -222,8 +323,22 @@ class Config:
         Raises:
             UserError: a field is unknown, missing, or of another type.
         """
-        config: Config = _read(cls, values, "config")
+        config: Config = _read(cls, _modern(values), "config")
         return config
+
+
+def _modern(values: Any) -> Any:
+    """The config of a run from before methods had sections that are always there, and inherit was the run's."""
+    if not isinstance(values, dict):
+        return values
+    values = dict(values)
+    mgd = values.get("mgd", {})
+    if mgd is None:
+        del values["mgd"]
+    elif isinstance(mgd, dict) and "inherit" in mgd:
+        values["mgd"] = {name: value for name, value in mgd.items() if name != "inherit"}
+        values.setdefault("inherit", mgd["inherit"])
+    return values
 
 
 def _plain(value: Any) -> Any:
@@ -266,7 +381,7 @@ def _read_section(kind: Any, values: Any, where: str) -> Any:
     for name in values:
         if name not in fields:
             raise UserError(f"{where} has no field '{name}'{nearest(name, fields)}")
-    for name in fields:
-        if name not in values:
+    for name, entry in fields.items():
+        if name not in values and entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
             raise UserError(f"{where} lacks the field '{name}'")
-    return kind(**{name: _read(hints[name], values[name], f"{where}.{name}") for name in fields})
+    return kind(**{name: _read(hints[name], value, f"{where}.{name}") for name, value in values.items()})

@@ -43,6 +43,10 @@ class Pixels(NamedTuple):
     std: tuple[float, float, float]
 
 
+IMAGENET = Pixels((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+"""What ResNets trained on ImageNet expect."""
+
+
 class Seen(NamedTuple):
     """What a detector shows of one batch to a method of distillation.
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import cv2
 import pytest
 
+from mgdet.config import MGDConfig
 from mgdet.demo import run as demo
 from mgdet.errors import UserError
 from mgdet.interop.weights import read_checkpoint
@@ -36,7 +37,7 @@ class TestGapClosed:
 def test_the_student_alone_differs_by_mgd_only(pair, quick, tmp_path):
     runs = demo.configs(tmp_path, pair=pair, quick=quick, seed=3)
     assert list(runs) == ["teacher", "student", "distilled"]
-    assert replace(runs["distilled"], teacher=None, mgd=None) == runs["student"]
+    assert replace(runs["distilled"], teacher=None, mgd=MGDConfig(), inherit=False) == runs["student"]
     assert replace(runs["distilled"].teacher, weights="random") == runs["teacher"].student
     assert {config.train.seed for config in runs.values()} == {3}
     assert runs["teacher"].schedule.epochs >= runs["student"].schedule.epochs

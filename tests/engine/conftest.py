@@ -15,8 +15,8 @@ def whole(tiny, tmp_path_factory):
     class Watched(loop.Run):
         def to_the_end(self, loader):
             seen["run"] = self
-            for name in ("student", "teacher"):
-                state = getattr(self, name).state_dict()
+            for name, module in (("student", self.student), ("teacher", self.stepper.teacher)):
+                state = module.state_dict()
                 seen[f"{name} at the start"] = {key: value.clone() for key, value in state.items()}
             super().to_the_end(loader)
 

@@ -136,7 +136,7 @@ def test_half_precision_lowers_its_scale_and_goes_on(tiny, tmp_path, monkeypatch
         hook = weight.register_hook(lambda gradient: gradient * (math.inf if run.step == 1 else 1))
         stop = take_step(run, loader)
         hook.remove()
-        steps.append((run.scaler.get_scale(), not torch.equal(before, weight)))
+        steps.append((run.stepper.scaler.get_scale(), not torch.equal(before, weight)))
         return stop
 
     monkeypatch.setattr(loop.Run, "_take_step", step)

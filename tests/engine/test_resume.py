@@ -13,6 +13,7 @@ import time
 import pytest
 
 import mgdet.engine.loop as loop
+from mgdet.engine.step import Step
 from mgdet.errors import UserError
 from mgdet.files import sha256_of
 from tiny import (
@@ -226,12 +227,15 @@ def test_a_run_that_never_saved_starts_with_resume(whole, tiny, tmp_path):
 def test_a_signal_saves_and_leaves(whole, tiny, tmp_path, monkeypatch, capsys, number, code, name, moment):
     evaluations = []
 
-    forward = loop.Run._forward_backward
+    forward = Step._forward_backward
 
-    def in_the_middle(run, batch, *, last):
-        if moment == f"step {run.step + 1}":
+    taken = []
+
+    def in_the_middle(stepper, batch, *, last):
+        taken.append(batch)
+        if moment == f"step {len(taken)}":
             os.kill(os.getpid(), number)
-        return forward(run, batch, last=last)
+        return forward(stepper, batch, last=last)
 
     def activity(self, text, done, total):
         evaluations.append(done)
@@ -239,7 +243,7 @@ def test_a_signal_saves_and_leaves(whole, tiny, tmp_path, monkeypatch, capsys, n
             os.kill(os.getpid(), number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Run, "_forward_backward", in_the_middle)
+        patch.setattr(Step, "_forward_backward", in_the_middle)
         patch.setattr(loop.RunLog, "activity", activity)
         assert train(tiny.config(), tmp_path / "run") == code
     step = {"step 4": 4, "step 6": 6, "evaluation": 6, "last evaluation": 12}[moment]

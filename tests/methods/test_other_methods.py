@@ -125,8 +125,8 @@ def test_fgd(name):
     assert loss.item() == pytest.approx(stored["loss"], rel=1e-5)
     loss.backward()
     gradients = {"S": mine.grad} | {key: p.grad for key, p in method.named_parameters()}
-    for key, entry in stored["grads"].items():
-        key = key.removeprefix("grad.")
+    for gradient, entry in stored["grads"].items():
+        key = gradient.removeprefix("grad.")
         assert_gradient(gradients[key], entry, samples[f"{name}/grad.{key}"], f"open:{name}:grad.{key}")
 
 

@@ -9,15 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mgdet.data.transforms import Example, padded_size
-from mgdet.structures import Target
-
-MEAN = (123.675, 116.28, 103.53)
-"""Mean of ImageNet's red, green and blue, as 0 .. 255."""
-STD = (58.395, 57.12, 57.375)
-"""Standard deviation of ImageNet's red, green and blue, as 0 .. 255."""
+from mgdet.structures import IMAGENET, Pixels, Target
 
 
 @dataclass(slots=True)
@@ -57,20 +53,46 @@ class Batch:
             targets=[target.to(device, non_blocking) for target in self.targets],
         )
 
-    def images(self) -> Tensor:
-        """The images as detectors take them, on the device of `pixels`.
+    def padded(self, multiple: int) -> Batch:
+        """The same batch with H and W rounded up to multiples of `multiple`."""
+        height, width = self.pixels.shape[1:3]
+        below, beside = -height % multiple, -width % multiple
+        return replace(self, pixels=F.pad(self.pixels, (0, 0, 0, beside, 0, below))) if below or beside else self
+
+    def images(self, pixels: Pixels = IMAGENET) -> Tensor:
+        """The images as detectors take them, on the device of the batch.
+
+        Args:
+            pixels: the normalisation that the detector expects.
 
         Returns:
-            (B, 3, H, W) float32, RGB, normalised with `MEAN` and `STD`; zero in the padding.
+            (B, 3, H, W) float32, RGB, normalised; zero in the padding.
         """
         rgb = self.pixels.permute(0, 3, 1, 2).flip(1)
         images = rgb.to(torch.float32, memory_format=torch.contiguous_format)
-        images -= images.new_tensor(MEAN).view(3, 1, 1)
-        images /= images.new_tensor(STD).view(3, 1, 1)
+        images -= images.new_tensor(pixels.mean).view(3, 1, 1)
+        images /= images.new_tensor(pixels.std).view(3, 1, 1)
         for image, (height, width) in zip(images, self.sizes):
             image[:, height:] = 0
             image[:, :, width:] = 0
         return images
+
+    def images_on(self, canvas: tuple[int, int], pixels: Pixels = IMAGENET) -> tuple[Tensor, list[tuple[int, int]]]:
+        """The images squashed to another canvas, padding included, and the size of each image there.
+
+        Args:
+            canvas: (h, w) of the whole batch.
+            pixels: as in `images`.
+
+        Returns:
+            (B, 3, *canvas) float32, resized bilinearly with antialiasing, and B sizes (h, w).
+        """
+        images, (height, width) = self.images(pixels), self.pixels.shape[1:3]
+        if canvas == (height, width):
+            return images, self.sizes
+        resized = F.interpolate(images, canvas, mode="bilinear", align_corners=False, antialias=True)
+        y, x = canvas[0] / height, canvas[1] / width
+        return resized, [(max(1, round(h * y)), max(1, round(w * x))) for h, w in self.sizes]
 
     def __reduce__(self) -> tuple[object, ...]:
         # Between processes a tensor costs an open file and a round trip, whatever its size: boxes and labels go as

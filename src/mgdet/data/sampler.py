@@ -32,6 +32,7 @@ class TrainSampler:
         short_edge: tuple[int, int],
         short_edge_step: int,
         flip: float,
+        square: int = 0,
         start_step: int = 0,
     ) -> None:
         """Args:
@@ -45,6 +46,7 @@ class TrainSampler:
         short_edge: lowest and highest; one of lowest, lowest + short_edge_step, ... highest is drawn for each view.
         short_edge_step: in pixels.
         flip: probability of a mirrored view.
+        square: edge in pixels to which every view is squashed; 0: the ratio is kept.
         start_step: the first step to yield, counted from the start of the run.
         """
         flags = np.asarray(portrait, dtype=bool)
@@ -53,7 +55,7 @@ class TrainSampler:
         self._batch, self._accumulate = batch, accumulate
         self._rank, self._world_size = rank, world_size
         self._seed, self._start_step = seed, start_step
-        self._long_edge, self._flip = long_edge, flip
+        self._long_edge, self._flip, self._square = long_edge, flip, square
         self._short_edges = np.arange(short_edge[0], short_edge[1] + 1, short_edge_step)
         self._step_images = batch * accumulate * world_size
         self.steps_per_epoch = sum(-(-len(group) // self._step_images) for group in self._groups)
@@ -66,7 +68,13 @@ class TrainSampler:
                 for micro in range(self._accumulate):
                     first = (micro * self._world_size + self._rank) * self._batch
                     yield [
-                        View(int(indices[step, i]), self._long_edge, int(short_edges[step, i]), bool(flips[step, i]))
+                        View(
+                            int(indices[step, i]),
+                            self._long_edge,
+                            int(short_edges[step, i]),
+                            bool(flips[step, i]),
+                            self._square,
+                        )
                         for i in range(first, first + self._batch)
                     ]
             epoch, step = epoch + 1, 0
@@ -83,6 +91,8 @@ class TrainSampler:
         return indices, short_edges, rng.random(indices.shape) < self._flip
 
 
-def test_views(num_images: int, rank: int, world_size: int, long_edge: int, short_edge: int) -> list[View]:
+def test_views(
+    num_images: int, rank: int, world_size: int, long_edge: int, short_edge: int, square: int = 0
+) -> list[View]:
     """This rank's share of `num_images` images, each once and in order: `rank`, `rank + world_size`, ..."""
-    return [View(index, long_edge, short_edge, False) for index in range(rank, num_images, world_size)]
+    return [View(index, long_edge, short_edge, False, square) for index in range(rank, num_images, world_size)]

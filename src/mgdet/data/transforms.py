@@ -30,12 +30,14 @@ class View:
     index: position in the data set's `images`.
     long_edge, short_edge: the resized image is as large as fits both, in pixels, with its ratio kept.
     flip: mirror it from left to right.
+    square: squash the image to a square of this edge instead, in pixels; 0: keep its ratio.
     """
 
     index: int
     long_edge: int
     short_edge: int
     flip: bool
+    square: int = 0
 
 
 @dataclass(slots=True)
@@ -183,7 +185,7 @@ def make_example(
         masks: N arrays (H, W) uint8 of zeros and ones; None where boxes suffice.
     """
     original = (image.shape[0], image.shape[1])
-    size = resized_size(original, view.long_edge, view.short_edge)
+    size = (view.square,) * 2 if view.square else resized_size(original, view.long_edge, view.short_edge)
     scale = (size[1] / original[1], size[0] / original[0])
     image = resize(image, size)
     boxes = resize_boxes(np.zeros((0, 4), np.float32) if boxes is None else boxes, scale, size)

@@ -172,7 +172,7 @@ def _draw_detections(out: Path, root: Path, *, masks: bool) -> None:
         row = [draw_target(example.image, target, data.classes, zoom=ZOOM)]
         batch = collate([example])
         for detector in detectors:
-            found = detector.detect(detector.pyramid(batch.images()).maps, batch.sizes)[0]
+            found = detector.find(batch.images(detector.pixels), batch.sizes)[0]
             row.append(draw_detections(example.image, found, data.classes, score=0.4, zoom=ZOOM))
         rows.append(row)
     picture = comparison(rows, ["truth", TITLES["student"], TITLES["distilled"], TITLES["teacher"]])

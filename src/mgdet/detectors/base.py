@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -70,8 +71,10 @@ class Detector(Face):
     def find(
         self, images: Tensor, sizes: list[tuple[int, int]], scales: list[tuple[float, float]] | None = None
     ) -> list[Detections]:
-        """See `Face.find`."""
-        return self.detect([level.float() for level in self.pyramid(images).maps], sizes, scales)
+        """See `Face.find`; under autocast the heads still compute in float32."""
+        maps = self.pyramid(images).maps
+        with torch.autocast(images.device.type, enabled=False):
+            return self.detect([level.float() for level in maps], sizes, scales)
 
     def pyramid(self, images: Tensor) -> Pyramid:
         """Runs backbone and neck.

@@ -11,9 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mgdet.structures import Detections, Level, Pixels, Seen, Target
-
-IMAGENET = Pixels((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+from mgdet.structures import IMAGENET, Detections, Level, Pixels, Seen, Target
 
 
 class Learned(NamedTuple):
@@ -32,6 +30,7 @@ class Face(nn.Module):
     pixels: the normalisation that it expects.
     native_size: the one (h, w) that it takes, or None for any.
     multiple: what heights and widths of the padded batch must be multiples of.
+    backbone_prefixes: what the names of the backbone's parameters start with.
     """
 
     num_classes: int
@@ -40,6 +39,7 @@ class Face(nn.Module):
     pixels: Pixels = IMAGENET
     native_size: tuple[int, int] | None = None
     multiple: int = 32
+    backbone_prefixes: tuple[str, ...] = ("backbone.",)
 
     @property
     def levels(self) -> list[Level]:

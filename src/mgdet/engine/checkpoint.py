@@ -59,6 +59,7 @@ class State:
     evaluated: has the epoch that ends with `step` been evaluated?
     best: best score so far, -1 before the first.
     sums: sums of what is logged, since the last log line.
+    description: how to rebuild a student of another library; None for ours.
     """
 
     step: int
@@ -72,6 +73,7 @@ class State:
     evaluated: bool = True
     best: float = -1.0
     sums: dict[str, float] = field(default_factory=dict)
+    description: dict[str, Any] | None = None
 
     def save(self, folder: Path) -> None:
         """Writes `state.pth`, whole or not at all."""

@@ -6,17 +6,12 @@ import contextlib
 import math
 import resource
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim import SGD, AdamW, Optimizer
 
-from mgdet.config import Config, OptimizerConfig
+from mgdet.config import Config
 from mgdet.data.batch import Batch
 from mgdet.data.coco import CocoDataset
 from mgdet.data.loader import train_loader
@@ -35,14 +30,13 @@ from mgdet.engine.checkpoint import (
 )
 from mgdet.engine.logging import RunLog
 from mgdet.engine.nonfinite import stop_nonfinite
-from mgdet.engine.schedule import learning_rate, scaled_lr
+from mgdet.engine.schedule import learning_rate
 from mgdet.engine.signals import Interrupted, StopRequest
+from mgdet.engine.step import Step, load_optimizer
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import check_truth, evaluate, run_detector
 from mgdet.interop.weights import save_checkpoint
-from mgdet.models import Models, build_models
-
-AMP_TYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from mgdet.models import Models, build_models, describe
 
 IMAGES_BETWEEN_ASKING = 4
 """An evaluation asks that often whether to stop: all processes together, so not at every image."""
@@ -79,6 +73,7 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
         short_edge=config.data.short_edge,
         short_edge_step=config.data.short_edge_step,
         flip=config.data.flip,
+        square=config.data.square,
         start_step=step,
     )
     if state is not None:
@@ -90,7 +85,15 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
         )
     notes = list(train_data.notes)
     torch.manual_seed(config.train.seed)
-    models = world.in_turn(lambda: build_models(config, train_data.classes, fresh=state is None, say=notes.append))
+    models = world.in_turn(
+        lambda: build_models(
+            config,
+            train_data.classes,
+            fresh=state is None,
+            say=notes.append,
+            description=state.description if state else None,
+        )
+    )
     if state is not None:
         state.check_teacher(folder, models.teacher_sha256)
     # Nothing is written before here: what is wrong with the input has been said.
@@ -148,13 +151,6 @@ def open_data(config: Config) -> tuple[CocoDataset, CocoDataset]:
     return train_data, val_data
 
 
-def make_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter], *, lr: float) -> Optimizer:
-    """The optimizer that a config section describes, over one parameter group."""
-    if config.name == "adamw":
-        return AdamW(parameters, lr=lr, betas=(config.momentum, 0.999), weight_decay=config.weight_decay)
-    return SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
-
-
 def _title(config: Config, folder: Path, world: World) -> str:
     teacher = f"{config.teacher.detector} {config.teacher.backbone} teaches " if config.teacher else ""
     processes = f"{world.size} processes on {world.device.type}" if world.size > 1 else str(world.device)
@@ -178,33 +174,17 @@ class Run:
     ):
         self.config, self.folder, self.world, self.log, self.stop = config, folder, world, log, stop
         self.val_data, self.steps_per_epoch = val_data, steps_per_epoch
-        self.images_per_step = config.train.batch * config.train.accumulate * world.size
         self.total_steps = config.schedule.epochs * steps_per_epoch
-        self.lr = scaled_lr(config.optimizer, self.images_per_step)
+        self.student, self.teacher_sha256 = models.student, models.teacher_sha256
+        self.stepper = Step(models.student, models.teacher, config, world)
         log.message(
-            f"learning rate {self.lr:g} for {self.images_per_step} images a step "
+            f"learning rate {self.stepper.lr:g} for {self.stepper.images_per_step} images per step "
             f"({config.optimizer.lr:g} for {config.optimizer.base_batch})"
         )
-        self.student = models.student.to(world.device).to(memory_format=torch.channels_last)
-        self.teacher = models.teacher
-        if self.teacher is not None:
-            self.teacher.to(world.device).to(memory_format=torch.channels_last)
-        self.teacher_sha256 = models.teacher_sha256
-        self.parameters = [p for p in self.student.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(config.optimizer, self.parameters, lr=self.lr)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.amp == "fp16")
         self.step, self.evaluated, self.best, self.sums = 0, True, -1.0, dict[str, float]()
         if state is not None:
             self._restore(state)
-        self.model: nn.Module = self.student
-        if world.size > 1:
-            # It warns where a gradient of a 1x1 convolution comes in another, equivalent order in memory.
-            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-            self.model = DistributedDataParallel(
-                self.student,
-                device_ids=[world.device] if world.device.type == "cuda" else None,
-                gradient_as_bucket_view=True,
-            )
+        self.model = self.stepper.model
 
     def to_the_end(self, loader: Iterator[Batch]) -> None:
         """Takes every step that is left, with a log line, an evaluation and a save where they are due.
@@ -242,78 +222,33 @@ class Run:
 
     def _take_step(self, loader: Iterator[Batch]) -> bool:
         """Forward, backward, update. Returns whether any process was asked to stop."""
-        config = self.config
-        self._seed_step()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
         started = time.perf_counter()
-        batches = [next(loader) for _ in range(config.train.accumulate)]
+        batches = [next(loader) for _ in range(self.config.train.accumulate)]
         self._waited += time.perf_counter() - started
-
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = [self._forward_backward(batch, last=batch is batches[-1]) for batch in batches]
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-
-        # One exchange and one wait a step: the mean losses, the norm, and whether somebody wants to stop.
-        stacked = torch.stack([torch.stack(list(values.values())) for values in losses])
-        asked = stacked.new_tensor([float(self.stop.signal > 0)])
-        *means, asked_share = self.world.mean(torch.cat([stacked.mean(dim=0), asked])).tolist()
-        values = dict(zip(losses[0], means))
-        if not all(map(math.isfinite, means)) or not (math.isfinite(norm.item()) or self._scale_can_fall()):
-            local = [dict(zip(losses[0], row)) for row in stacked.tolist()]
+        outcome = self.stepper.take(batches, number=self.step, lr=self._rate(), stop=lambda: self.stop.signal > 0)
+        if not outcome.finite:
             stop_nonfinite(
                 self.student,
                 batches,
-                local,
+                outcome.local,
                 step=self.step + 1,
                 folder=self.folder,
                 world=self.world,
-                autocast=self._autocast,
+                autocast=self.stepper.autocast,
             )
-        nn.utils.clip_grads_with_norm_(self.parameters, config.optimizer.clip_norm, norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-
         self.step += 1
         self.log.tick(self.step)
-        values["steps"] = 1.0
-        if math.isfinite(norm.item()):  # in fp16 a step that overflows has none, and changed nothing
-            values |= {"grad_norm": norm.item(), "updates": 1.0}
+        values = outcome.losses | {"steps": 1.0}
+        if math.isfinite(outcome.grad_norm):  # in fp16 a step that overflows has none, and changed nothing
+            values |= {"grad_norm": outcome.grad_norm, "updates": 1.0}
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
-        return asked_share > 0
-
-    def _forward_backward(self, batch: Batch, *, last: bool) -> dict[str, Tensor]:
-        """The losses of one micro-batch, their sum first; gradients join over processes with the `last`."""
-        batch = batch.to(self.world.device, non_blocking=True)
-        images = batch.images().contiguous(memory_format=torch.channels_last)
-        apart = not last and isinstance(self.model, DistributedDataParallel)
-        with self.model.no_sync() if apart else contextlib.nullcontext():  # type: ignore[operator]
-            with self._autocast():
-                taps = self.teacher(images) if self.teacher is not None else ()
-                losses: dict[str, Tensor] = self.model(images, batch.targets, taps)
-            total = torch.stack(list(losses.values())).sum()
-            self.scaler.scale(total / self.config.train.accumulate).backward()
-        return {"loss": total.detach()} | {name: value.detach() for name, value in losses.items()}
-
-    def _autocast(self) -> torch.autocast:
-        amp = self.config.train.amp
-        return torch.autocast(self.world.device.type, dtype=AMP_TYPES[amp], enabled=amp != "off")
-
-    def _scale_can_fall(self) -> bool:
-        """In fp16 a gradient that overflows skips its step and halves the scale; below 1 that is no cure any more."""
-        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0
+        return outcome.asked
 
     def _rate(self) -> float:
-        return learning_rate(self.step, lr=self.lr, steps_per_epoch=self.steps_per_epoch, config=self.config.schedule)
-
-    def _seed_step(self) -> None:
-        """Every random draw of a step is a function of seed, step and rank: resuming needs no generator's state."""
-        words = np.random.SeedSequence((self.config.train.seed, self.step, self.world.rank)).generate_state(
-            1, np.uint64
+        return learning_rate(
+            self.step, lr=self.stepper.lr, steps_per_epoch=self.steps_per_epoch, config=self.config.schedule
         )
-        torch.manual_seed(int(words[0]))
 
     def _restart_clock(self) -> None:
         self._clock, self._waited, self._clock_step = time.perf_counter(), 0.0, self.step
@@ -330,8 +265,8 @@ class Run:
             epoch=self.step / self.steps_per_epoch,
             grad_norm=grad_norm,
             losses=means,
-            lr=self.optimizer.param_groups[0]["lr"],
-            images_per_second=steps * self.images_per_step / seconds,
+            lr=self.stepper.optimizer.param_groups[0]["lr"],
+            images_per_second=steps * self.stepper.images_per_step / seconds,
             data_seconds=self._waited / steps,
             memory_gib=_peak_memory(self.world.device),
         )
@@ -358,6 +293,7 @@ class Run:
             self.val_data,
             long_edge=data.long_edge,
             short_edge=data.short_edge[1],
+            square=data.square,
             device=self.world.device,
             amp=self.config.train.amp,
             workers=data.workers,
@@ -389,31 +325,33 @@ class Run:
     def _save_student(self, name: str) -> None:
         save_checkpoint(
             self.folder / name,
-            self.student.student.state_dict(),
+            self.student.student.weights(),
             classes=self.val_data.classes,
             config=self.config.to_dict(),
+            description=describe(self.student.student),
         )
 
     def _save_state(self) -> None:
         if self.world.main:
             State(
                 step=self.step,
-                images_per_step=self.images_per_step,
+                images_per_step=self.stepper.images_per_step,
                 steps_per_epoch=self.steps_per_epoch,
                 classes=list(self.val_data.classes),
                 model=self.student.state_dict(),
-                optimizer=self.optimizer.state_dict(),
-                scaler=self.scaler.state_dict(),
+                optimizer=self.stepper.optimizer.state_dict(),
+                scaler=self.stepper.scaler.state_dict(),
                 teacher_sha256=self.teacher_sha256,
                 evaluated=self.evaluated,
                 best=self.best,
                 sums=self.sums,
+                description=describe(self.student.student),
             ).save(self.folder)
 
     def _restore(self, state: State) -> None:
         self.student.load_state_dict(state.model)
-        self.optimizer.load_state_dict(state.optimizer)
-        self.scaler.load_state_dict(state.scaler)
+        load_optimizer(self.stepper.optimizer, state.optimizer)
+        self.stepper.scaler.load_state_dict(state.scaler)
         self.step, self.evaluated, self.best, self.sums = state.step, state.evaluated, state.best, state.sums
         self.log.message(f"resumed after step {self.step:,} of {self.total_steps:,}")
 

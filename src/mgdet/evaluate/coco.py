@@ -20,13 +20,12 @@ from mgdet.data.batch import Batch
 from mgdet.data.coco import CocoDataset
 from mgdet.data.loader import test_loader
 from mgdet.data.sampler import test_views
-from mgdet.detectors.base import Detector
+from mgdet.detectors.face import Face
 from mgdet.errors import UserError, nearest
+from mgdet.precision import autocast
 from mgdet.structures import Detections
 
 METRICS = ("bbox", "segm")
-
-_AMP_TYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # COCO's twelve numbers: which array of the evaluator, and where in it. IoU thresholds are 0.50 to 0.95 in steps of
 # 0.05, areas are all, small, medium and large, and detections an image are at most 1, 10 and 100.
@@ -180,11 +179,12 @@ def _mean(arrays: dict[str, np.ndarray], name: str, classes: slice = slice(None)
 
 
 def run_detector(
-    detector: Detector,
+    detector: Face,
     dataset: CocoDataset,
     *,
     long_edge: int,
     short_edge: int,
+    square: int = 0,
     device: torch.device,
     amp: str,
     workers: int,
@@ -202,6 +202,7 @@ def run_detector(
         dataset: opened for testing.
         long_edge: the longer edge of a resized image is at most this many pixels.
         short_edge: the shorter edge of a resized image in pixels.
+        square: the edge in pixels to which images are squashed instead; 0: their ratio is kept.
         device: where the detector is.
         amp: "off", "bf16" or "fp16" for backbone and neck; the heads run in float32.
         workers: processes that read images, for each process here.
@@ -213,7 +214,7 @@ def run_detector(
         On rank 0 the detections of all images in COCO's results format, in the order of the data set and best first;
         None on other ranks.
     """
-    views = test_views(len(dataset.images), rank, world_size, long_edge, short_edge)
+    views = test_views(len(dataset.images), rank, world_size, long_edge, short_edge, square)
     loader = test_loader(dataset, views, workers=workers, pin=device.type == "cuda")
     training = detector.training
     detector.eval()
@@ -221,7 +222,7 @@ def run_detector(
     try:
         with contextlib.closing(loader):
             for batch in loader:
-                found = _detect(detector, batch.to(device, non_blocking=True), amp)
+                found = detect(detector, batch.to(device, non_blocking=True), amp)
                 share += [coco_results(d, i, dataset.category_ids) for d, i in zip(found, batch.image_ids)]
                 if progress is not None:
                     progress(len(share), len(views))
@@ -237,7 +238,8 @@ def run_detector(
 
 
 @torch.inference_mode()
-def _detect(detector: Detector, batch: Batch, amp: str) -> list[Detections]:
-    with torch.autocast(batch.pixels.device.type, dtype=_AMP_TYPES[amp], enabled=amp != "off"):
-        maps = detector.pyramid(batch.images()).maps
-    return detector.detect([level.float() for level in maps], batch.sizes, batch.scales)
+def detect(detector: Face, batch: Batch, amp: str = "off") -> list[Detections]:
+    """What a detector finds in a batch on its device, one `Detections` per image, in pixels of the image files."""
+    batch = batch.padded(detector.multiple)
+    with autocast(batch.pixels.device, amp):
+        return detector.find(batch.images(detector.pixels), batch.sizes, batch.scales)

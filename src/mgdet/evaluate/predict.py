@@ -12,12 +12,11 @@ import cv2
 import torch
 
 from mgdet.config import Config
-from mgdet.data.batch import Batch, collate
+from mgdet.data.batch import collate
 from mgdet.data.coco_names import COCO_CLASSES
 from mgdet.data.transforms import View, make_example, read_image
-from mgdet.detectors.base import Detector
 from mgdet.errors import UserError
-from mgdet.evaluate.coco import coco_results
+from mgdet.evaluate.coco import coco_results, detect
 from mgdet.evaluate.draw import draw_detections
 from mgdet.files import atomic_write
 from mgdet.interop.weights import Checkpoint, count_classes, read_checkpoint
@@ -80,7 +79,7 @@ def predict(
     for file, name in zip(files, pictures):
         image = read_image(file)
         view = View(0, config.data.long_edge, config.data.short_edge[1], False)
-        found = _above(_detect(detector, collate([make_example(image, view, file=str(file))]).to(device)), score)
+        found = _above(detect(detector, collate([make_example(image, view, file=str(file))]).to(device))[0], score)
         _, encoded = cv2.imencode(".jpg", draw_detections(image, found, classes, score=score))
         atomic_write(out / name, partial(_write, encoded.tobytes()))
         report.append(
@@ -123,11 +122,6 @@ def _classes(config: Config, checkpoint: Checkpoint) -> tuple[str, ...]:
         return checkpoint.classes
     number = count_classes(detector_from(config.student, len(COCO_CLASSES)), checkpoint) or len(COCO_CLASSES)
     return COCO_CLASSES if number == len(COCO_CLASSES) else tuple(f"class {i}" for i in range(number))
-
-
-@torch.inference_mode()
-def _detect(detector: Detector, batch: Batch) -> Detections:
-    return detector.detect(detector.pyramid(batch.images()).maps, batch.sizes, batch.scales)[0]
 
 
 def _above(found: Detections, score: float) -> Detections:

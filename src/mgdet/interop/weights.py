@@ -40,6 +40,7 @@ class Checkpoint:
     kind: "mgdet", "mmdetection", "mgd training", "backbone" or "state_dict".
     entries: tensors in the file, with those that are left out.
     left_out: what else the file holds, and how many tensors of it (0 where it is not weights).
+    description: how to rebuild a detector of another library, where this package wrote the file.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Checkpoint:
     kind: str
     entries: int
     left_out: dict[str, int] = field(default_factory=dict)
+    description: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -113,6 +115,7 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
         kind=kind,
         entries=entries,
         left_out=left_out,
+        description=dict(meta["mgdet_detector"]) if isinstance(meta.get("mgdet_detector"), Mapping) else None,
     )
 
 
@@ -125,7 +128,7 @@ def _read_safetensors(path: Path) -> Parts:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        meta = {name: json.loads(metadata[name]) for name in ("CLASSES", "mgdet") if name in metadata}
+        meta = {name: json.loads(metadata[name]) for name in ("CLASSES", "mgdet", "mgdet_detector") if name in metadata}
     except (safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is truncated, damaged, or no .safetensors file ({error})") from None
     return state_dict, meta, {}
@@ -294,7 +297,12 @@ def count_classes(detector: nn.Module, checkpoint: Checkpoint) -> int | None:
 
 
 def save_checkpoint(
-    path: Path, state_dict: Mapping[str, Tensor], *, classes: Sequence[str] | None, config: dict[str, Any] | None
+    path: Path,
+    state_dict: Mapping[str, Tensor],
+    *,
+    classes: Sequence[str] | None,
+    config: dict[str, Any] | None,
+    description: dict[str, Any] | None = None,
 ) -> None:
     """Writes weights as MMDetection does, or as safetensors; whole or not at all.
 
@@ -306,6 +314,7 @@ def save_checkpoint(
         state_dict: under MMDetection's names.
         classes: the class names; None leaves them out.
         config: `Config.to_dict()`; None leaves it out.
+        description: `Foreign.description()` of a detector of another library; None leaves it out.
 
     Raises:
         UserError: another file type, no space left, or the file may not be written.
@@ -322,6 +331,8 @@ def save_checkpoint(
         meta["CLASSES"] = tuple(classes)
     if config is not None:
         meta["mgdet"] = config
+    if description is not None:
+        meta["mgdet_detector"] = description
 
     def write(file: BinaryIO) -> None:
         if path.suffix == ".safetensors":

@@ -83,9 +83,9 @@ def schedule_3x() -> ScheduleConfig:
 
 def one_stage_mgd() -> MGDConfig:
     """The published setting of RetinaNet, RepPoints and SOLO."""
-    return MGDConfig(weight=2e-5, mask_ratio=0.65, inherit=True)
+    return MGDConfig(weight=2e-5, mask_ratio=0.65)
 
 
 def two_stage_mgd() -> MGDConfig:
     """The published setting of Faster and Mask R-CNN, whose teacher has other heads than they."""
-    return MGDConfig(weight=5e-7, mask_ratio=0.45, inherit=False)
+    return MGDConfig(weight=5e-7, mask_ratio=0.45)

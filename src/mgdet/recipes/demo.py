@@ -141,7 +141,7 @@ def demo_distilled(pair: str = "retinanet", *, quick: bool = False) -> Config:
     config = demo_student(pair, quick=quick)
     config.teacher = demo_teacher(pair).student
     config.teacher.weights = "demo/teacher/student_last.pth"
-    config.mgd = replace(PAIRS[pair].mgd)
+    config.mgd, config.inherit = replace(PAIRS[pair].mgd), PAIRS[pair].teacher == PAIRS[pair].student
     return config
 
 

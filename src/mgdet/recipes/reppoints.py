@@ -50,7 +50,7 @@ def reppoints_x101_dcn_to_r50() -> Config:
     config.teacher = replace(
         reppoints_x101_32x4d_dcn().student, weights=MMDETECTION + quote(f"reppoints/{TEACHER_FOLDER}/{TEACHER}")
     )
-    config.mgd = one_stage_mgd()
+    config.mgd, config.inherit = one_stage_mgd(), True
     return config
 
 

@@ -64,7 +64,7 @@ def retinanet_x101_to_r50() -> Config:
         retinanet_x101_64x4d().student,
         weights=f"{MMDETECTION}retinanet/retinanet_x101_64x4d_fpn_mstrain_3x_coco/{TEACHER_3X}",
     )
-    config.mgd = one_stage_mgd()
+    config.mgd, config.inherit = one_stage_mgd(), True
     return config
 
 

@@ -42,7 +42,7 @@ def solo_r101_to_r50() -> Config:
     """The published distillation."""
     config = solo_r50()
     config.teacher = replace(solo_r101().student, weights=TEACHER)
-    config.mgd = one_stage_mgd()
+    config.mgd, config.inherit = one_stage_mgd(), True
     return config
 
 

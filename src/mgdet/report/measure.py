@@ -86,6 +86,7 @@ def test_checkpoint(
             dataset,
             long_edge=config.data.long_edge,
             short_edge=config.data.short_edge[1],
+            square=config.data.square,
             device=world.device,
             amp="off",
             workers=config.data.workers,
