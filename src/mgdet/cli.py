@@ -35,6 +35,7 @@ RECIPE_KINDS = {
     "distillation": "Teacher -> student: the config is the original MGD's, the checkpoint is the teacher's",
     "student": "Students alone: the config and the checkpoint are MMDetection's",
     "teacher": "Teachers to train: the config and the checkpoint are MMDetection's",
+    "any": "Any teacher -> any student, on your own data",
     "demo": "What mgdet demo trains",
 }
 Arguments = TypeVar("Arguments")

@@ -9,7 +9,7 @@ import sys
 
 from mgdet.config import Config
 from mgdet.errors import UserError, nearest
-from mgdet.recipes import cascade_mask_rcnn, demo, faster_rcnn, mask_rcnn, reppoints, retinanet, solo
+from mgdet.recipes import cascade_mask_rcnn, demo, faster_rcnn, mask_rcnn, pair, reppoints, retinanet, solo
 from mgdet.recipes.base import Recipe
 
 __all__ = ["RECIPES", "Recipe", "load_recipe"]
@@ -21,6 +21,7 @@ RECIPES: dict[str, Recipe] = {
     **mask_rcnn.RECIPES,
     **reppoints.RECIPES,
     **solo.RECIPES,
+    **pair.RECIPES,
     **demo.RECIPES,
 }
 

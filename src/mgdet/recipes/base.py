@@ -29,7 +29,7 @@ class Recipe:
     """One experiment: a function that returns its config, and what is published about it.
 
     build: returns a fresh config.
-    kind: where it belongs: a teacher with a student, a student alone, a teacher to train, or the demo.
+    kind: where it belongs: a teacher with a student, a student alone, a teacher to train, any pair, or the demo.
     student: the detector that trains, for people.
     teacher: the detector that it learns from, with its published COCO mAP; empty for training alone.
     baseline: published COCO mAP of the student trained alone, e.g. `box 37.4`; empty where none is published.
@@ -40,7 +40,7 @@ class Recipe:
     """
 
     build: Callable[[], Config]
-    kind: Literal["distillation", "student", "teacher", "demo"]
+    kind: Literal["distillation", "student", "teacher", "any", "demo"]
     student: str
     teacher: str = ""
     baseline: str = ""
