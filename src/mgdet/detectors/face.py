@@ -32,6 +32,7 @@ class Face(nn.Module):
     pixels: the normalisation that it expects.
     native_size: the one (h, w) that it takes, or None for any.
     multiple: what heights and widths of the padded batch must be multiples of.
+    backbone_prefixes: what the names of the backbone's parameters start with: what a learning rate of its own is for.
     """
 
     num_classes: int
@@ -40,6 +41,7 @@ class Face(nn.Module):
     pixels: Pixels = IMAGENET
     native_size: tuple[int, int] | None = None
     multiple: int = 32
+    backbone_prefixes: tuple[str, ...] = ("backbone.",)
 
     @property
     def levels(self) -> list[Level]:
