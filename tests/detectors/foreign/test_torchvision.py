@@ -111,9 +111,9 @@ def test_losses_and_detections_are_torchvisions_own(name):
         theirs = model(images)
         found = ours.find(normalised.tensors, sizes)
     assert len(found[0].boxes) > 0
-    for own, other in zip(found, theirs):
+    for own, every in zip(found, theirs):
         # The sigmoid heads of RetinaNet and FCOS have an output for the background, which is no class of the data.
-        other = {part: value[other["labels"] > 0] for part, value in other.items()}
+        other = {part: value[every["labels"] > 0] for part, value in every.items()}
         assert torch.equal(own.boxes, other["boxes"])
         assert torch.equal(own.scores, other["scores"])
         assert torch.equal(own.labels, other["labels"] - 1)
@@ -390,8 +390,10 @@ with torch.no_grad():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("start", ["random", "COCO_V1"])
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [*((name, "random") for name in MODELS), *((name, "COCO_V1") for name in (RETINA, MASK, SSDLITE))],
+)
 def test_torchvision_alone_reads_what_was_exported(hub, tmp_path, name, start):
     if start != "random":
         lay_coco(hub, name)
@@ -418,7 +420,7 @@ def test_torchvision_alone_reads_what_was_exported(hub, tmp_path, name, start):
             assert torch.equal(own.masks, other["masks"][kept, 0] > 0.5)
 
 
-@pytest.mark.parametrize("name", EACH_FILE)
+@pytest.mark.parametrize("name", [SSDLITE, pytest.param(RETINA, marks=pytest.mark.slow)])
 def test_what_was_exported_comes_back_with_its_classes(hub, tmp_path, name):
     lay_coco(hub, name)
     ours = build(name, classes=("person", "dog"), weights="COCO_V1", say=silent)

@@ -247,16 +247,15 @@ def _fit_head(
         such = f"'{unknown[0]}'" if unknown else "two names for one class"
         note = f"{name} does not know {such}, so its head starts at random, with {wanted + 1} outputs"
     say(note)
-    description = trained.description()
-    new = columns is None
-    if columns is None:
-        columns = tuple(range(1, wanted + 1))
-        description["outputs"] = wanted + 1
-    fitted = rebuild(description | {"columns": columns}, classes)
-    state = trained.state_dict()
-    if new:
-        state = {entry: state[entry] for entry in state if entry not in _class_entries(trained.name, trained.wide_tail)}
-    fitted.load_state_dict(state, strict=not new)
+    if columns is not None:
+        trained.assign(columns, classes)
+        fitted = trained
+    else:
+        own = {"outputs": wanted + 1, "columns": range(1, wanted + 1)}
+        fitted = rebuild(trained.description() | own, classes)
+        grown = _class_entries(trained.name, trained.wide_tail)
+        state = {entry: value for entry, value in trained.state_dict().items() if entry not in grown}
+        fitted.load_state_dict(state, strict=False)
     fitted.notes.append(note)
     return fitted
 

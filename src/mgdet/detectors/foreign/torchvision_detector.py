@@ -60,10 +60,8 @@ class TorchvisionDetector(Foreign):
         wide_tail: bool = False,
     ):
         super().__init__()
-        self.name, self.outputs, self.columns, self.wide_tail = name, outputs, tuple(columns), wide_tail
-        self.classes = None if classes is None else tuple(classes)
-        self.num_classes = len(self.columns)
-        self.notes = []
+        self.name, self.outputs, self.wide_tail, self.notes = name, outputs, wide_tail, []
+        self.assign(columns, classes)
         self._read_transform(model)
         # The parts are modules of this face, so that names are torchvision's; the whole stands aside, in a tuple,
         # because as a module it would hold every part a second time.
@@ -74,16 +72,21 @@ class TorchvisionDetector(Foreign):
         self.backbone: Any = model.backbone
         self.has_masks = getattr(getattr(model, "roi_heads", None), "mask_predictor", None) is not None
         self.backbone_prefixes = ("backbone.body.",) if hasattr(self.backbone, "body") else ("backbone.features.",)
+        for part, module in model.named_modules():
+            if part in PREDICTORS:
+                module.register_forward_hook(_in_float32)
+
+    def assign(self, columns: Sequence[int], classes: Sequence[str] | None) -> None:
+        """Says which output of the head stands for which class of the data; arguments as in the constructor."""
+        self.columns, self.num_classes = tuple(columns), len(columns)
+        self.classes = None if classes is None else tuple(classes)
         column_of = torch.tensor(self.columns, dtype=torch.int64)
-        label_of = torch.full((outputs,), -1, dtype=torch.int64)
+        label_of = torch.full((self.outputs,), -1, dtype=torch.int64)
         label_of[column_of] = torch.arange(len(self.columns))
         self.column_of: Tensor
         self.label_of: Tensor
         self.register_buffer("column_of", column_of, persistent=False)
         self.register_buffer("label_of", label_of, persistent=False)
-        for part, module in model.named_modules():
-            if part in PREDICTORS:
-                module.register_forward_hook(_in_float32)
 
     def _read_transform(self, model: nn.Module) -> None:
         transform: Any = model.transform
