@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import urllib.request
 from pathlib import Path
 
 import timm
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError
 
 from mgdet.errors import UserError
 from mgdet.files import TIMEOUT_SECONDS, sha256_of
@@ -26,12 +28,7 @@ def read_timm(name: str) -> Checkpoint:
     Raises:
         UserError: timm has no such weights, or they cannot be downloaded.
     """
-    tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
-    if not any(tag == name or tag.startswith(f"{name}.") for tag in tags):
-        choices = f"there are {', '.join(tags[:4])}" if tags else "timm.list_pretrained() lists them"
-        raise UserError(f"timm has no weights 'timm:{name}'; {choices}")
-    settings = timm.get_pretrained_cfg(name)
-    repository = str(settings.hf_hub_id) if settings else ""
+    repository = _repository(name)
     if _cached(repository) is None:
         _reach(name, repository)
     backbone = build_backbone(name, frozen_stages=0, pretrained=True)
@@ -45,6 +42,35 @@ def read_timm(name: str) -> Checkpoint:
         kind="backbone",
         entries=len(backbone.state_dict()),
     )
+
+
+def bring_timm(name: str) -> Path:
+    """The file of a timm model's weights, downloaded once.
+
+    Args:
+        name: model and tag, e.g. `vit_small_patch14_dinov2.lvd142m`; without a tag, timm's choice.
+
+    Raises:
+        UserError: timm has no such weights, or they cannot be downloaded.
+    """
+    repository = _repository(name)
+    path = _cached(repository)
+    if path is not None:
+        return path
+    _reach(name, repository)
+    for file in FILES:
+        with contextlib.suppress(EntryNotFoundError):
+            return Path(hf_hub_download(repository, file))
+    raise UserError(f"{HUB}/{repository} has neither {' nor '.join(FILES)}; bring the weights and give the file")
+
+
+def _repository(name: str) -> str:
+    tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+    if not any(tag == name or tag.startswith(f"{name}.") for tag in tags):
+        choices = f"there are {', '.join(tags[:4])}" if tags else "timm.list_pretrained() lists them"
+        raise UserError(f"timm has no weights 'timm:{name}'; {choices}")
+    settings = timm.get_pretrained_cfg(name)
+    return str(settings.hf_hub_id) if settings else ""
 
 
 def _cached(repository: str) -> Path | None:

@@ -1,0 +1,312 @@
+"""Detectors of torchvision by name: built, given their weights, and built again from a description."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import (
+    MobileNet_V3_Large_Weights,
+    ResNet50_Weights,
+    VGG16_Weights,
+    WeightsEnum,
+    get_model_builder,
+    get_model_weights,
+    mobilenet_v3_large,
+)
+from torchvision.models.detection._utils import retrieve_out_channels
+from torchvision.models.detection.ssdlite import SSDLiteHead, _mobilenet_extractor
+from torchvision.ops import FrozenBatchNorm2d
+
+from mgdet.detectors.foreign.base import match_classes
+from mgdet.detectors.foreign.torchvision_detector import NOTE, TorchvisionDetector
+from mgdet.errors import UserError, nearest
+from mgdet.files import HASH_IN_NAME, fetch, sha256_of
+from mgdet.interop.safe_pickle import load_untrusted
+from mgdet.interop.weights import load_checkpoint, read_checkpoint
+
+MODELS = (
+    "retinanet_resnet50_fpn",
+    "retinanet_resnet50_fpn_v2",
+    "fcos_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
+    "ssd300_vgg16",
+    "ssdlite320_mobilenet_v3_large",
+)
+"""Every detector of torchvision but the one for keypoints."""
+
+FROZEN_NORMS_EPS = {
+    "retinanet_resnet50_fpn": 0.0,
+    "fcos_resnet50_fpn": 1e-5,
+    "fasterrcnn_resnet50_fpn": 0.0,
+    "fasterrcnn_mobilenet_v3_large_fpn": 1e-5,
+    "fasterrcnn_mobilenet_v3_large_320_fpn": 1e-5,
+    "maskrcnn_resnet50_fpn": 0.0,
+}
+"""Models whose backbone's norms torchvision freezes where it loads weights, and their eps with its COCO weights."""
+
+BACKBONES: dict[str, WeightsEnum] = {
+    "resnet50": ResNet50_Weights.IMAGENET1K_V1,
+    "mobilenet_v3_large": MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+    "vgg16": VGG16_Weights.IMAGENET1K_FEATURES,
+}
+RANDOM, PRETRAINED, BACKBONE = "random", "pretrained", "backbone"
+SSDLITE = "ssdlite320_mobilenet_v3_large"
+COCO_OUTPUTS = 91
+
+Say = Callable[[str], None]
+
+
+def build(name: str, *, classes: Sequence[str] | None, weights: str, say: Say) -> TorchvisionDetector:
+    """A detector of torchvision with its weights.
+
+    Args:
+        name: one of `MODELS`.
+        classes: class names of the data; None keeps the head of the weights, for a teacher that only shows its maps.
+        weights: `random`, `pretrained` (torchvision's best), `backbone` (its ImageNet backbone), the name of one of
+            torchvision's weights for the detector or its backbone (`COCO_V1`, `IMAGENET1K_V2`), or a file: a state
+            dict of torchvision's, or a checkpoint of mgdet.
+        say: is told one line for each file, and one for what becomes of the head.
+
+    Raises:
+        UserError: the name, the weights or the file is unknown, cannot be downloaded, or does not fit.
+    """
+    if name not in MODELS:
+        raise UserError(f"torchvision has no detector '{name}' that learns boxes{nearest(name, MODELS)}")
+    own = _own_outputs(classes)
+    if weights == RANDOM:
+        say(f"torchvision:{name} starts from random weights")
+        return _detector(_random(name, own), name, own, range(1, own), classes)
+    members = get_model_weights(name).__members__
+    backbones = type(_backbone(name)).__members__
+    member = "DEFAULT" if weights == PRETRAINED else weights.rpartition("_Weights.")[2]
+    if member in members:
+        return _from_coco(name, members[member], classes, say)
+    if weights == BACKBONE or member in backbones:
+        chosen = _backbone(name) if weights == BACKBONE else backbones[member]
+        say(f"torchvision:{name}: its backbone starts from {chosen}, {_bring(chosen)}; all else is random")
+        model = _by_torchvision(name, weights=None, weights_backbone=chosen, num_classes=own)
+        return _detector(model, name, own, range(1, own), classes, wide_tail=name == SSDLITE)
+    if not Path(weights).exists():
+        choices = (RANDOM, PRETRAINED, BACKBONE, *members, *backbones)
+        raise UserError(
+            f"weights of torchvision:{name} are '{weights}', no file that is here{nearest(weights, choices)}"
+        )
+    return _from_file(name, Path(weights), classes, say)
+
+
+def rebuild(description: dict[str, Any], classes: Sequence[str] | None) -> TorchvisionDetector:
+    """The detector of a description, with random weights and without a file.
+
+    Args:
+        description: what `TorchvisionDetector.description` gave.
+        classes: class names of the data, as many as the description has columns; None as in `build`.
+
+    Raises:
+        UserError: torchvision no longer knows the name.
+    """
+    name, outputs = description["name"], int(description["outputs"])
+    if name not in MODELS:
+        raise UserError(f"torchvision has no detector '{name}' that learns boxes{nearest(name, MODELS)}")
+    wide_tail = bool(description["wide_tail"])
+    model = _random(name, outputs, wide_tail=wide_tail)
+    if description["frozen_norms_eps"] is not None:
+        _freeze_norms(model, float(description["frozen_norms_eps"]))
+    frozen = set(description["frozen"])
+    for parameter_name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter_name not in frozen)
+    return _detector(model, name, outputs, description["columns"], classes, wide_tail=wide_tail)
+
+
+def _detector(
+    model: nn.Module,
+    name: str,
+    outputs: int,
+    columns: Sequence[int],
+    classes: Sequence[str] | None,
+    *,
+    wide_tail: bool = False,
+) -> TorchvisionDetector:
+    return TorchvisionDetector(model, name=name, outputs=outputs, columns=columns, classes=classes, wide_tail=wide_tail)
+
+
+def _own_outputs(classes: Sequence[str] | None) -> int:
+    return COCO_OUTPUTS if classes is None else len(classes) + 1
+
+
+def _backbone(name: str) -> WeightsEnum:
+    return next(weights for part, weights in BACKBONES.items() if part in name)
+
+
+def _random(name: str, outputs: int, *, wide_tail: bool = False) -> nn.Module:
+    model: nn.Module = get_model_builder(name)(weights=None, weights_backbone=None, num_classes=outputs)
+    if wide_tail:
+        _widen_tail(model, outputs)
+    return model
+
+
+def _widen_tail(model: Any, outputs: int) -> None:
+    """Gives SSDlite the backbone that torchvision builds for ImageNet weights: there is no argument for it."""
+    norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)
+    model.backbone = _mobilenet_extractor(mobilenet_v3_large(norm_layer=norm), 6, norm)
+    channels = retrieve_out_channels(model.backbone, (320, 320))
+    model.head = SSDLiteHead(channels, model.anchor_generator.num_anchors_per_location(), outputs, norm)
+
+
+def _freeze_norms(model: Any, eps: float) -> None:
+    for parent in list(model.backbone.modules()):
+        for part, module in list(parent.named_children()):
+            if isinstance(module, nn.BatchNorm2d):
+                setattr(parent, part, FrozenBatchNorm2d(module.num_features, eps=eps))
+
+
+@lru_cache
+def _class_entries(name: str, wide_tail: bool = False) -> dict[str, int]:
+    """The entries of the state dict that grow with the number of outputs, and by how many values for each."""
+    with torch.device("meta"):
+        few, more = (_random(name, outputs, wide_tail=wide_tail).state_dict() for outputs in (3, 4))
+    return {entry: len(more[entry]) - len(few[entry]) for entry in few if few[entry].shape != more[entry].shape}
+
+
+def _by_torchvision(name: str, **arguments: Any) -> nn.Module:
+    """What torchvision builds and fills from its cache."""
+    try:
+        model: nn.Module = get_model_builder(name)(progress=False, **arguments)
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"the weights in torch's cache do not fit torchvision:{name}: {first}") from None
+    return model
+
+
+def _bring(weights: WeightsEnum) -> str:
+    """Has torchvision's file in torch's cache, and says which file that is.
+
+    torchvision reads what it finds in its cache without a look; here a file that could run code is refused first.
+    """
+    url = str(weights.url)
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
+    if not path.is_file():
+        path = fetch(url)
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is damaged or holds more than weights ({first}); delete it") from None
+    sha256 = sha256_of(path)
+    named = HASH_IN_NAME.search(path.name)
+    other = (
+        ", which is not the file that torchvision publishes" if named and named[1] != sha256[: len(named[1])] else ""
+    )
+    return f"{path}, SHA-256 {sha256}{other}"
+
+
+def _from_coco(name: str, weights: WeightsEnum, classes: Sequence[str] | None, say: Say) -> TorchvisionDetector:
+    say(f"torchvision:{name}: {weights}, {_bring(weights)}")
+    model = _by_torchvision(name, weights=weights)
+    categories = weights.meta["categories"]
+    outputs = len(categories)
+    trained = _detector(model, name, outputs, range(1, outputs), None)
+    return _fit_head(trained, categories, classes, say)
+
+
+def _fit_head(
+    trained: TorchvisionDetector, known: Sequence[str] | None, classes: Sequence[str] | None, say: Say
+) -> TorchvisionDetector:
+    """The detector with the head that the data need: its own, where that knows every class, else a new one.
+
+    Args:
+        trained: with all of its weights.
+        known: the name of each output; None where nobody knows.
+        classes: class names of the data, or None to keep the head.
+        say: is told what was decided.
+    """
+    if classes is None:
+        return trained
+    name, wanted = f"torchvision:{trained.name}", len(classes)
+    columns = match_classes(known, classes) if known is not None else None
+    if known is None and trained.outputs == wanted + 1:
+        columns = tuple(range(1, trained.outputs))
+        note = f"{name}: the file names no classes, so its {wanted} are taken for the data's, in their order"
+    elif columns is not None:
+        note = f"{name} knows all {wanted} classes of the data and keeps its head of {trained.outputs} outputs"
+    elif known is None:
+        note = f"{name} was trained for {trained.outputs - 1} classes, the data has {wanted}: its head starts at random"
+    else:
+        unknown = [each for each in classes if match_classes(known, (each,)) is None]
+        such = f"'{unknown[0]}'" if unknown else "two names for one class"
+        note = f"{name} does not know {such}, so its head starts at random, with {wanted + 1} outputs"
+    say(note)
+    if columns is not None:
+        trained.assign(columns, classes)
+        fitted = trained
+    else:
+        own = {"outputs": wanted + 1, "columns": range(1, wanted + 1)}
+        fitted = rebuild(trained.description() | own, classes)
+        grown = _class_entries(trained.name, trained.wide_tail)
+        state = {entry: value for entry, value in trained.state_dict().items() if entry not in grown}
+        fitted.load_state_dict(state, strict=False)
+    fitted.notes.append(note)
+    return fitted
+
+
+def _from_file(name: str, path: Path, classes: Sequence[str] | None, say: Say) -> TorchvisionDetector:
+    checkpoint = read_checkpoint(path)
+    written = _written_by_export(checkpoint.path)
+    if written is not None and written["name"] != name:
+        raise UserError(f"{path} holds a torchvision:{written['name']}, not a torchvision:{name}")
+    description = written or _description_of(name, checkpoint.state_dict)
+    if description["frozen_norms_eps"] is not None and written is None:
+        eps = description["frozen_norms_eps"]
+        say(f"{path} does not tell the eps of its frozen norms: it is {eps}, as with torchvision's own COCO weights")
+    outputs = int(description["outputs"])
+    trained = rebuild(description | {"columns": tuple(range(1, outputs))}, None)
+    say(f"torchvision:{name}: {load_checkpoint(trained, checkpoint).line()}")
+    known: Sequence[str] | None = None
+    if written is not None and written["classes"]:
+        named = dict(zip(written["columns"], written["classes"]))
+        known = [named.get(column, "N/A") for column in range(outputs)]
+    elif checkpoint.classes is not None and len(checkpoint.classes) == outputs - 1:
+        known = ["__background__", *checkpoint.classes]
+    elif outputs == COCO_OUTPUTS:
+        known = get_model_weights(name).DEFAULT.meta["categories"]
+    return _fit_head(trained, known, classes, say)
+
+
+def _written_by_export(path: Path) -> dict[str, Any] | None:
+    """What `TorchvisionDetector.export` noted in a state dict's metadata."""
+    if path.suffix == ".safetensors":
+        return None
+    metadata = getattr(load_untrusted(path), "_metadata", None)
+    note = metadata.get(NOTE) if isinstance(metadata, dict) else None
+    return note if isinstance(note, dict) else None
+
+
+def _description_of(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
+    """What a plain state dict shows of the model that it came from."""
+    with torch.device("meta"):
+        plain = {n: value for n, value in _random(name, COCO_OUTPUTS).state_dict().items() if n.startswith("backbone.")}
+    others = [entry for entry, value in plain.items() if entry in state and state[entry].shape != value.shape]
+    wide_tail = name == SSDLITE and bool(others)
+    entries = _class_entries(name, wide_tail)
+    found = {len(state[entry]) // entries[entry] for entry in entries if entry in state and state[entry].ndim}
+    counters = [entry for entry in plain if entry.endswith(".num_batches_tracked")]
+    frozen = name in FROZEN_NORMS_EPS and not any(entry in state for entry in counters)
+    return {
+        "name": name,
+        "outputs": found.pop() if len(found) == 1 else COCO_OUTPUTS,
+        "columns": (),
+        "frozen_norms_eps": FROZEN_NORMS_EPS[name] if frozen else None,
+        "frozen": (),
+        "wide_tail": wide_tail,
+    }
