@@ -234,7 +234,7 @@ class HuggingFace(Foreign):
     def _unused(self) -> Tensor:
         """Zero, of the parameters that only denoising queries read: without objects there are none of these."""
         embedding = getattr(self.model, "denoising_class_embed", None) if hasattr(self, "model") else None
-        return embedding.weight.sum() * 0 if embedding is not None else self._columns.new_zeros((), dtype=torch.float)
+        return embedding.weight.sum() * 0 if embedding is not None else torch.zeros(())
 
     def _no_numbers(self) -> dict[str, Tensor]:
         """A loss that is not a number and reaches every parameter: processes that join gradients wait for each."""

@@ -7,18 +7,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 
 from mgdet.detectors.face import Learned
 from mgdet.detectors.foreign.base import Foreign
 from mgdet.detectors.foreign.hf_families import to_map
-from mgdet.detectors.foreign.hf_hub import Source, pixels_of, processor_in, quiet, require
+from mgdet.detectors.foreign.hf_hub import Source, make_config, pixels_of, processor_in, quiet, read_weights
 from mgdet.errors import UserError
 from mgdet.structures import Detections, Pixels, Seen, Target
 
-PYRAMIDS = ("bit", "convnext", "convnextv2", "dinov3_convnext", "focalnet", "hgnet_v2", "hiera")
-PYRAMIDS += ("pvt_v2", "resnet", "rt_detr_resnet", "swin", "swinv2")
+PYRAMIDS = (
+    *("bit", "convnext", "convnextv2", "dinov3_convnext", "focalnet", "hgnet_v2", "hiera", "pvt_v2", "resnet"),
+    *("rt_detr_resnet", "swin", "swinv2"),
+)
 PLAIN = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vitdet")
 TOKENS = ("siglip_vision_model",)
 WHOLE = {"siglip": "siglip_vision_model"}
@@ -26,7 +27,6 @@ BACKBONES = (*PYRAMIDS, *PLAIN, *TOKENS, *WHOLE)
 """Model types that only teach: with a map for each stage, with one map, with tokens, with a text model beside them."""
 
 NORMS = "hidden_states_norms."
-SHOWN = 3
 
 
 class HuggingFaceFeatures(Foreign):
@@ -104,21 +104,11 @@ def build_features(source: Source, *, random: bool, say: Callable[[str], None]) 
         UserError: the weights are missing or do not fit.
     """
     config = _config(source.config)
-    lost: list[str] = []
-    with quiet():
-        if random:
-            library = _auto(config).from_config(config)
-        else:
-            library, report = _auto(config).from_pretrained(
-                source.folder, config=config, output_loading_info=True, local_files_only=True, dtype=torch.float32
-            )
-            lost = [name for name in sorted(report["missing_keys"]) if not name.startswith(NORMS)]
-            lost += [str(entry[0]) for entry in report["mismatched_keys"]]
-    if lost:
-        raise UserError(
-            f"the weights in {source.folder} do not fill this {config.model_type}: {len(lost)} tensors are missing or "
-            f"of another shape ({', '.join(lost[:SHOWN])}); bring the config.json that belongs to them"
-        )
+    if random:
+        with quiet():
+            library = _kind(config)(config)
+    else:
+        library, _ = read_weights(_kind(config), source, config, spare=NORMS)
     processor = processor_in(source)
     if processor is None and not random:
         say(f"hf:{source.name} came without preprocessor_config.json, so its pixels are taken as ImageNet's")
@@ -131,23 +121,25 @@ def rebuild_features(description: Mapping[str, Any]) -> HuggingFaceFeatures:
     config = _config(description["config"])
     mean, std = description["pixels"]
     with quiet():
-        library = _auto(config).from_config(config)
+        library = _kind(config)(config)
     return HuggingFaceFeatures(library, pixels=Pixels(tuple(mean), tuple(std)), name=description["name"])
 
 
-def _auto(config: Any) -> Any:
-    transformers = require()
-    return transformers.AutoModel if config.model_type in TOKENS else transformers.AutoBackbone
+def _kind(config: Any) -> Any:
+    """The library's class for a config; `AutoBackbone` would ask the hub, even for a folder."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING
+
+    return (MODEL_MAPPING if config.model_type in TOKENS else MODEL_FOR_BACKBONE_MAPPING)[type(config)]
 
 
 def _config(settings: Mapping[str, Any]) -> Any:
     """The config of the vision part, which shows all its stages, or the last one where all are of one size."""
-    mapping = require().CONFIG_MAPPING
     kind = settings["model_type"]
     if kind in WHOLE:
         settings, kind = settings.get("vision_config", {}), WHOLE[kind]
-    plain = {key: value for key, value in settings.items() if key not in ("out_features", "out_indices", "model_type")}
+    plain = {key: value for key, value in settings.items() if key not in ("out_features", "out_indices")}
+    plain["model_type"] = kind
     if kind in TOKENS:
-        return mapping[kind].from_dict(plain)
-    names = [name for name in mapping[kind].from_dict(plain).stage_names if name.startswith("stage")]
-    return mapping[kind].from_dict({**plain, "out_features": names if kind in PYRAMIDS else names[-1:]})
+        return make_config(plain)
+    names = [name for name in make_config(plain).stage_names if name.startswith("stage")]
+    return make_config({**plain, "out_features": names if kind in PYRAMIDS else names[-1:]})

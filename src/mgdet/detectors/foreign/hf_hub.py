@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
+import pickle
 import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import torch
+from safetensors import SafetensorError
 
 from mgdet.errors import UserError
 from mgdet.structures import Pixels
@@ -22,6 +27,7 @@ PROCESSOR = "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 OLDEST = (5, 18)
 PROBE_SECONDS = 8
+SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,56 @@ def read_folder(folder: Path, name: str, *, weights: bool) -> Source:
     return Source(name, config, folder, has_weights)
 
 
+def make_config(settings: Mapping[str, Any]) -> Any:
+    """The library's config of plain settings.
+
+    Raises:
+        UserError: the library does not know the model type, or refuses a setting.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    transformers, kind = require(), settings["model_type"]
+    try:
+        return transformers.CONFIG_MAPPING[kind].from_dict(dict(settings))
+    except KeyError:
+        raise UserError(f"transformers {transformers.__version__} knows no model type {kind}") from None
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        why = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"transformers refuses these settings of a {kind}: {why}") from None
+
+
+def read_weights(auto: Any, source: Source, config: Any, *, spare: str = "\0") -> tuple[Any, list[str]]:
+    """A model of the library with the weights of a folder.
+
+    Args:
+        auto: the library's class that makes the model of a config.
+        source: has weights.
+        config: the model's config.
+        spare: what the names of entries start with that may be missing.
+
+    Returns:
+        The model, and the names in the file that have no place in it.
+
+    Raises:
+        UserError: the file is damaged, or does not fill the model.
+    """
+    try:
+        with quiet():
+            model, report = auto.from_pretrained(
+                str(source.folder), config=config, output_loading_info=True, local_files_only=True, dtype=torch.float32
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(f"the weights in {source.folder} cannot be read: {_short(error)}") from None
+    lost = [name for name in sorted(report["missing_keys"]) if not name.startswith(spare)]
+    lost += sorted(str(entry[0]) for entry in report["mismatched_keys"])
+    if lost:
+        raise UserError(
+            f"the weights in {source.folder} do not fill this {config.model_type}: {len(lost)} tensors are missing or "
+            f"of another shape ({', '.join(lost[:SHOWN])}); bring the {CONFIG} that belongs to them"
+        )
+    return model, sorted(report["unexpected_keys"])
+
+
 def processor_in(source: Source) -> Any:
     """The image processor that came with the weights, else None.
 
@@ -142,7 +198,7 @@ def pixels_of(processor: Any) -> Pixels:
 
 
 def _from_hub(name: str, *, weights: bool) -> Path:
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
     cached = _cached(name)
@@ -160,14 +216,15 @@ def _from_hub(name: str, *, weights: bool) -> Path:
         raise UserError(
             f"hf:{name} has no {WEIGHTS[0] if CONFIG in files else CONFIG} on the hub; choose another model"
         )
-    patterns = [CONFIG, PROCESSOR]
+    wanted = [CONFIG, *(file for file in (PROCESSOR,) if file in files)]
     if weights and kind is not None:
         shards = kind.removesuffix(".index.json").replace(".", "-*.") if kind.endswith(".index.json") else kind
-        patterns += [kind, shards]
+        wanted += [kind, *(file for file in files if file != kind and fnmatch.fnmatch(file, shards))]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, cache_dir=constants.HF_HUB_CACHE))
+        places = [hf_hub_download(name, file, cache_dir=constants.HF_HUB_CACHE) for file in wanted]
     except (OSError, HfHubHTTPError) as error:
         raise UserError(f"hf:{name} cannot be downloaded ({_short(error)}); {bring}") from None
+    return Path(places[0]).parent
 
 
 def _cached(name: str) -> Path | None:
@@ -210,4 +267,5 @@ def _ask(request: urllib.request.Request) -> dict[str, Any] | Exception:
 
 
 def _short(error: Exception) -> str:
-    return str(getattr(error, "reason", error)).splitlines()[0] if str(error) else type(error).__name__
+    text = str(getattr(error, "reason", error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -17,7 +17,16 @@ from mgdet.detectors.foreign.base import Foreign, match_classes
 from mgdet.detectors.foreign.hf_detector import HuggingFace
 from mgdet.detectors.foreign.hf_families import FAMILIES
 from mgdet.detectors.foreign.hf_features import BACKBONES, build_features, rebuild_features
-from mgdet.detectors.foreign.hf_hub import Source, locate, processor_in, quiet, read_folder, require
+from mgdet.detectors.foreign.hf_hub import (
+    Source,
+    locate,
+    make_config,
+    processor_in,
+    quiet,
+    read_folder,
+    read_weights,
+    require,
+)
 from mgdet.errors import UserError, nearest
 
 MODELS = (
@@ -99,23 +108,12 @@ def rebuild(description: Mapping[str, Any], classes: Sequence[str]) -> Foreign:
 
 
 def config_from(settings: Mapping[str, Any]) -> Any:
-    """The library's config of plain settings.
+    """The library's config of plain settings, made without a look at the network.
 
     Raises:
         UserError: the library does not know the model type, or refuses a setting.
     """
-    transformers = require()
-    kind = settings["model_type"]
-    try:
-        return transformers.CONFIG_MAPPING[kind].from_dict(_offline(settings))
-    except KeyError:
-        raise UserError(f"transformers {transformers.__version__} knows no model type {kind}") from None
-    except (ValueError, TypeError) as error:
-        raise (
-            error
-            if isinstance(error, UserError)
-            else UserError(f"transformers refuses these settings of a {kind}: {str(error).splitlines()[0]}")
-        ) from None
+    return make_config(_offline(settings))
 
 
 def _offline(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,21 +189,7 @@ def _random(source: Source, classes: Sequence[str] | None) -> HuggingFace:
 def _pretrained(source: Source, classes: Sequence[str] | None) -> HuggingFace:
     from transformers import AutoModelForObjectDetection
 
-    config = config_from(source.config)
-    try:
-        with quiet():
-            library, report = AutoModelForObjectDetection.from_pretrained(
-                source.folder, config=config, output_loading_info=True, local_files_only=True, dtype=torch.float32
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"the weights in {source.folder} cannot be read: {str(error).splitlines()[0]}") from None
-    lost = sorted(report["missing_keys"]) + [str(entry[0]) for entry in report["mismatched_keys"]]
-    if lost:
-        raise UserError(
-            f"the weights in {source.folder} do not fill this {config.model_type}: {len(lost)} tensors are missing or "
-            f"of another shape ({', '.join(lost[:SHOWN])}); bring the config.json that belongs to them"
-        )
-    left = sorted(report["unexpected_keys"])
+    library, left = read_weights(AutoModelForObjectDetection, source, config_from(source.config))
     notes = [f"{len(left)} tensors of the file have no place ({', '.join(left[:SHOWN])})"] if left else []
     return _with_classes(library, source, classes, notes)
 
