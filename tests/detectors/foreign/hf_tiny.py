@@ -103,6 +103,28 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
+DINO = VIT | {"model_type": "dinov3_vit", "intermediate_size": 32, "num_hidden_layers": 3, "patch_size": 16}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rt_detr, one layer of losses": ("rt_detr", {"auxiliary_loss": False}),
+    "d_fine, no denoising": ("d_fine", {"num_denoising": 0}),
+    "deimv2, DINOv3": (
+        "deimv2",
+        {
+            "backbone_config": DINO | {"out_features": ["stage1", "stage2", "stage3"]},
+            "encoder_in_channels": [32, 32, 32],
+            "spatial_tuning_adapter_inplanes": 4,
+            "encoder_has_trailing_conv": False,
+        },
+    ),
+    "deformable_detr, two stages": (
+        "deformable_detr",
+        {"two_stage": True, "with_box_refine": True, "two_stage_num_proposals": 12},
+    ),
+    "detr, one layer of losses": ("detr", {"auxiliary_loss": False}),
+}
+"""Settings that change what a detector's losses are made of."""
+
+
 def tiny_config(model_type: str, names: tuple[str, ...] = ("cat", "dog", "cell"), **changes: Any) -> Any:
     """The tiny config of a model type, its classes `names`."""
     from transformers import CONFIG_MAPPING

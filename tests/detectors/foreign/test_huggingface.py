@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
-from hf_tiny import TINY, shake, tiny_config
+from hf_tiny import TINY, VARIANTS, shake, tiny_config
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from mgdet.detectors.foreign.hf_families import FAMILIES
@@ -21,27 +23,32 @@ NAMES = ("cat", "dog", "cell")
 KINDS = sorted(TINY)
 
 
-def folder_of(tmp_path, kind, names=NAMES, **changes):
-    """A folder as the library saves it, with weights whose scores differ."""
+@functools.cache
+def saved(kind, names, changes):
+    """A folder as the library saves it, with weights whose scores differ; it lives until the tests end."""
     torch.manual_seed(0)
-    library = AutoModelForObjectDetection.from_config(tiny_config(kind, names, **changes))
+    library = AutoModelForObjectDetection.from_config(tiny_config(kind, names, **json.loads(changes)))
     shake(library)
-    library.save_pretrained(tmp_path / "saved")
-    return tmp_path / "saved"
+    folder = tempfile.TemporaryDirectory()
+    library.save_pretrained(folder.name)
+    return folder
+
+
+def folder_of(kind, names=NAMES, **changes):
+    return saved(kind, names, json.dumps(changes)).name
 
 
 def silent(line):
     """Takes a note and does nothing with it."""
 
 
-def detector_of(tmp_path, kind, classes=NAMES, names=NAMES, **changes):
-    folder = folder_of(tmp_path, kind, names, **changes)
-    return build(str(folder), classes=classes, weights="pretrained", say=silent)
+def detector_of(kind, classes=NAMES, names=NAMES, **changes):
+    return build(folder_of(kind, names, **changes), classes=classes, weights="pretrained", say=silent)
 
 
-def batch_of(detector, device="cpu"):
+def batch_of(detector, side=None):
     """Two images in one padded batch; the second holds no object."""
-    side = 2 * detector.multiple if detector.multiple >= 56 else 128
+    side = side or 128
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(3))
     small = (side - 24, side - 40)
     images[0, :, small[0] :] = 0
@@ -76,14 +83,12 @@ def sizes_of(targets):
     return [target.size for target in targets]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_losses_are_the_librarys_own(tmp_path, kind):
-    detector = detector_of(tmp_path, kind).train()
-    images, targets = batch_of(detector)
-    library = copy.deepcopy(detector).library.train()
+def check_losses(detector, side=None):
+    images, targets = batch_of(detector, side)
+    twin = copy.deepcopy(detector)
 
     torch.manual_seed(7)
-    theirs = library(**library_inputs(detector, images, targets, labelled=True))
+    theirs = twin.library(**library_inputs(detector, images, targets, labelled=True))
     theirs.loss.backward()
     torch.manual_seed(7)
     learned = detector.learn(images, targets)
@@ -92,7 +97,7 @@ def test_losses_are_the_librarys_own(tmp_path, kind):
 
     assert 3 <= len(learned.losses) <= 5
     assert total.item() == pytest.approx(theirs.loss.item(), rel=1e-6)
-    expected = dict(library.named_parameters())
+    expected = dict(twin.library.named_parameters())
     for name, parameter in detector.named_parameters():
         assert (parameter.grad is None) == (expected[name].grad is None), name
         if parameter.grad is not None:
@@ -100,10 +105,33 @@ def test_losses_are_the_librarys_own(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_detections_are_the_librarys_own_best_first(tmp_path, kind):
+def test_losses_are_the_librarys_own(kind):
+    check_losses(detector_of(kind).train())
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_losses_of_other_settings_are_the_librarys_own_too(variant):
+    kind, changes = VARIANTS[variant]
+    detector = detector_of(kind, **changes).train()
+    check_losses(detector)
+    assert any(name.startswith(detector.backbone_prefixes) for name, _ in detector.named_parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_default_settings_of_every_detector(kind):
+    torch.manual_seed(0)
+    detector = build(kind, classes=NAMES, weights="random", say=silent).train()
+    shake(detector, scale=0.005)
+    side = max(detector.smallest_side, 2 * detector.multiple)
+    check_losses(detector, side=side)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_detections_are_the_librarys_own_best_first(kind):
     names = ("cat", "dog", "sofa", "cell", "tvmonitor")
-    folder = folder_of(tmp_path, kind, names)
-    whole = build(str(folder), classes=None, weights="pretrained", say=silent).eval()
+    folder = folder_of(kind, names)
+    whole = build(folder, classes=None, weights="pretrained", say=silent).eval()
     images, targets = batch_of(whole)
     canvas = tuple(images.shape[2:])
     spans = sizes_of(targets) if whole.family.reads_padding else [canvas, canvas]
@@ -113,7 +141,7 @@ def test_detections_are_the_librarys_own_best_first(tmp_path, kind):
     common = int(torch.cat([one["labels"] for one in expected]).mode().values)
     columns = ((common + 1) % 5, common)
 
-    detector = build(str(folder), classes=[names[place] for place in columns], weights="pretrained", say=silent).eval()
+    detector = build(folder, classes=[names[place] for place in columns], weights="pretrained", say=silent).eval()
     assert detector.columns == columns
     with torch.no_grad():
         found = detector.find(images, sizes_of(targets))
@@ -136,8 +164,8 @@ def test_detections_are_the_librarys_own_best_first(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_teacher_shows_what_a_student_shows_and_stops_there(tmp_path, kind):
-    detector = detector_of(tmp_path, kind).eval()
+def test_a_teacher_shows_what_a_student_shows_and_stops_there(kind):
+    detector = detector_of(kind).eval()
     images, targets = batch_of(detector)
     heads = []
     after = detector.class_labels_classifier if kind == "yolos" else detector.model.decoder
@@ -166,8 +194,8 @@ STRIDES = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_levels_are_measured_and_flags_are_left_alone(tmp_path, kind):
-    detector = detector_of(tmp_path, kind).train()
+def test_levels_are_measured_and_flags_are_left_alone(kind):
+    detector = detector_of(kind).train()
     assert [level.stride for level in detector.levels] == STRIDES.get(kind, [8, 16, 32])
     assert {level.channels for level in detector.levels} == {32}
     images, targets = batch_of(detector)
@@ -178,8 +206,8 @@ def test_levels_are_measured_and_flags_are_left_alone(tmp_path, kind):
     assert 0 < len(named) < len(list(detector.parameters()))
 
 
-def test_maps_keep_their_place(tmp_path):
-    detector = detector_of(tmp_path, "detr").eval()
+def test_maps_keep_their_place():
+    detector = detector_of("detr").eval()
     images = torch.zeros(1, 3, 128, 192)
     tokens = []
     detector.model.encoder.register_forward_hook(lambda module, inputs, output: tokens.append(output[0]))
@@ -190,8 +218,8 @@ def test_maps_keep_their_place(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_rebuilt_detector_is_bitwise_the_saved_one(tmp_path, kind):
-    detector = detector_of(tmp_path, kind, classes=("dog",), names=("N/A", "cat", "dog")).eval()
+def test_a_rebuilt_detector_is_bitwise_the_saved_one(kind):
+    detector = detector_of(kind, classes=("dog",), names=("N/A", "cat", "dog")).eval()
     description = json.loads(json.dumps(detector.description()))
     again = rebuild(description, ["dog"]).eval()
     again.load_state_dict(detector.weights())
@@ -220,7 +248,7 @@ torch.save({"logits": raw.logits, "boxes": raw.pred_boxes, "names": model.config
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_exported_folder_is_whole(tmp_path, kind):
-    detector = detector_of(tmp_path, kind, classes=("nut", "bolt")).eval()
+    detector = detector_of(kind, classes=("nut", "bolt")).eval()
     detector.input_size = {"height": 128, "width": 96}
     line = detector.export(tmp_path / "out")
     assert "2 outputs" in line
@@ -242,7 +270,7 @@ def test_an_exported_folder_is_whole(tmp_path, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rt_detr_v2", "detr"])
 def test_the_library_alone_reads_an_export(tmp_path, kind):
-    detector = detector_of(tmp_path, kind, classes=("nut", "bolt")).eval()
+    detector = detector_of(kind, classes=("nut", "bolt")).eval()
     detector.export(tmp_path / "out")
     images, targets = batch_of(detector)
     inputs = library_inputs(detector, images, targets)
@@ -258,9 +286,9 @@ def test_the_library_alone_reads_an_export(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_synthetic_step_and_a_batch_without_objects(tmp_path, kind):
-    detector = detector_of(tmp_path, kind).train()
-    side = detector.multiple * 2 if detector.multiple >= 56 else 128
+def test_one_synthetic_step_and_a_batch_without_objects(kind):
+    detector = detector_of(kind).train()
+    side = 128
     images = torch.zeros(1, 3, side, side)
     one = Target(torch.tensor([[8.0, 8.0, 40.0, 40.0]]), torch.tensor([0]), size=(side, side))
     none = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), size=(side, side))
@@ -277,8 +305,8 @@ def test_one_synthetic_step_and_a_batch_without_objects(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_numbers_that_are_not_finite_give_losses_that_are_not_numbers(tmp_path, kind):
-    detector = detector_of(tmp_path, kind).train()
+def test_numbers_that_are_not_finite_give_losses_that_are_not_numbers(kind):
+    detector = detector_of(kind).train()
     images, targets = batch_of(detector)
     images[0, 0, 5, 5] = float("nan")
     losses = detector.learn(images, targets).losses
@@ -288,10 +316,10 @@ def test_numbers_that_are_not_finite_give_losses_that_are_not_numbers(tmp_path, 
 
 
 @pytest.mark.parametrize("kind", sorted(kind for kind in TINY if FAMILIES[kind].queries))
-def test_more_queries_than_cells_is_one_sentence(tmp_path, kind):
+def test_more_queries_than_cells_is_one_sentence(kind):
     changes = {"num_queries": 200} if kind != "deformable_detr" else {"two_stage": True, "with_box_refine": True}
     changes |= {} if kind != "deformable_detr" else {"two_stage_num_proposals": 200, "num_queries": 200}
-    detector = detector_of(tmp_path, kind, **changes).train()
+    detector = detector_of(kind, **changes).train()
     side = 96 if kind == "deformable_detr" else 64
     target = Target(torch.tensor([[2.0, 2.0, 9.0, 9.0]]), torch.tensor([0]), size=(side, side))
     smallest = detector.smallest_side
@@ -304,8 +332,8 @@ def test_more_queries_than_cells_is_one_sentence(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_half_precision_autocast_trains(tmp_path, kind):
-    detector = detector_of(tmp_path, kind).train()
+def test_half_precision_autocast_trains(kind):
+    detector = detector_of(kind).train()
     images, targets = batch_of(detector)
     with torch.autocast("cpu", torch.bfloat16):
         losses = detector.learn(images, targets).losses
@@ -314,8 +342,8 @@ def test_half_precision_autocast_trains(tmp_path, kind):
     assert all(one.boxes.dtype == torch.float32 for one in found)
 
 
-def test_a_copy_stands_on_its_own(tmp_path):
-    detector = detector_of(tmp_path, "rt_detr_v2")
+def test_a_copy_stands_on_its_own():
+    detector = detector_of("rt_detr_v2")
     twin = copy.deepcopy(detector)
     with torch.no_grad():
         next(twin.parameters()).add_(1)

@@ -65,6 +65,7 @@ class HuggingFace(Foreign):
         labels[list(columns)] = torch.arange(len(columns))
         self.register_buffer("_columns", torch.tensor(columns, dtype=torch.long), persistent=False)
         self.register_buffer("_labels", labels, persistent=False)
+        self.train()
 
     @property
     def library(self) -> Any:

@@ -96,11 +96,11 @@ def _windows(config: Any) -> int:
     return int(backbone.patch_size) * int(side)
 
 
-def _rt_detr(*, backbone: str = "model.backbone.", local: bool = False) -> Family:
+def _rt_detr(*, backbone: tuple[str, ...] = ("model.backbone.",), local: bool = False) -> Family:
     return Family(
         tap="model.encoder",
         read=_as_maps,
-        backbone=(backbone,),
+        backbone=backbone,
         processor="RTDetrImageProcessor",
         reads_padding=False,
         weighted=True,
@@ -128,7 +128,7 @@ FAMILIES: dict[str, Family] = {
     "rt_detr": _rt_detr(),
     "rt_detr_v2": _rt_detr(),
     "d_fine": _rt_detr(local=True),
-    "deimv2": _rt_detr(local=True, backbone="model.conv_encoder."),
+    "deimv2": _rt_detr(local=True, backbone=("model.conv_encoder.model.", "model.conv_encoder.backbone.")),
     "deformable_detr": Family(
         tap="model.encoder",
         read=_as_levels,
