@@ -11,7 +11,7 @@ import torch
 
 from mgdet.config import ROIS_PER_IMAGE, Config, ModelConfig
 from mgdet.detectors.base import Detector
-from mgdet.detectors.build import build_detector
+from mgdet.detectors.build import build_detector, detector_class
 from mgdet.detectors.face import Face
 from mgdet.detectors.foreign import library
 from mgdet.detectors.foreign.base import Foreign
@@ -71,6 +71,17 @@ def detector_from(config: ModelConfig, num_classes: int) -> Detector:
     elif config.rois_per_image != ROIS_PER_IMAGE:
         raise UserError(f"rois_per_image does not apply to {config.detector}, which has no second stage; remove it")
     return detector
+
+
+def has_masks(config: ModelConfig) -> bool:
+    """Does the detector of a config section learn and find masks? It is not built for that.
+
+    Raises:
+        UserError: there is no such detector.
+    """
+    if config.source:
+        return library(config.source).has_masks(config.detector.partition(":")[2])
+    return detector_class(config.detector).has_masks
 
 
 def foreign_from(config: ModelConfig, classes: Sequence[str] | None, say: Say, *, role: str) -> Foreign:

@@ -16,7 +16,6 @@ from mgdet.data.batch import Batch
 from mgdet.data.coco import CocoDataset
 from mgdet.data.loader import train_loader
 from mgdet.data.sampler import TrainSampler
-from mgdet.detectors.build import detector_class
 from mgdet.distributed import World
 from mgdet.engine.checkpoint import (
     BEST_FILE,
@@ -36,7 +35,7 @@ from mgdet.engine.step import Step, load_optimizer
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import check_truth, evaluate, run_detector
 from mgdet.interop.weights import save_checkpoint
-from mgdet.models import Models, build_models, describe
+from mgdet.models import Models, build_models, describe, has_masks
 
 IMAGES_BETWEEN_ASKING = 4
 """An evaluation asks that often whether to stop: all processes together, so not at every image."""
@@ -135,7 +134,7 @@ def open_data(config: Config) -> tuple[CocoDataset, CocoDataset]:
         UserError: files are missing or not COCO's, the two have other classes, or masks are to be measured where the
             detector or the annotations have none.
     """
-    root, masks = Path(config.data.root), detector_class(config.student.detector).has_masks
+    root, masks = Path(config.data.root), has_masks(config.student)
     if "segm" in config.train.metrics and not masks:
         raise UserError(f"train.metrics has segm, but a {config.student.detector} finds only boxes; choose bbox")
     train_data = CocoDataset(

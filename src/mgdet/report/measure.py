@@ -13,13 +13,12 @@ from rich.table import Table
 
 from mgdet.config import Config
 from mgdet.data.coco import CocoDataset
-from mgdet.detectors.build import detector_class
 from mgdet.distributed import World
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import METRICS, CocoScores, check_truth, evaluate, run_detector
 from mgdet.files import atomic_write
 from mgdet.interop.weights import read_checkpoint
-from mgdet.models import load_detector
+from mgdet.models import has_masks, load_detector
 
 LINES = {
     "AP": "average precision, IoU 0.50:0.95",
@@ -62,7 +61,7 @@ def test_checkpoint(
     Raises:
         UserError: bad input; `out` exists already.
     """
-    masks = detector_class(config.student.detector).has_masks
+    masks = has_masks(config.student)
     if not metrics:
         raise UserError("--eval is empty; give bbox, segm or both")
     for metric in metrics:

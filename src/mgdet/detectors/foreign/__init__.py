@@ -33,6 +33,9 @@ class Library(Protocol):
             UserError: no such model or weights, no network, or a missing extra.
         """
 
+    def has_masks(self, name: str) -> bool:
+        """Does the detector learn and find masks?"""
+
     def rebuild(self, description: dict[str, Any], classes: Sequence[str]) -> Foreign:
         """The architecture that `Foreign.description` described, with random weights and without a network."""
 

@@ -193,6 +193,11 @@ def build(name: str, *, classes: Sequence[str] | None, weights: str, say: Say) -
     return teacher
 
 
+def has_masks(name: str) -> bool:
+    """A backbone finds nothing."""
+    return False
+
+
 def rebuild(description: dict[str, Any], classes: Sequence[str] | None) -> TimmTeacher:
     """The teacher of a description, with random weights and without a file."""
     name = description["name"]

@@ -88,6 +88,11 @@ def build(name: str, *, classes: Sequence[str] | None, weights: str, say: Say) -
     return detector
 
 
+def has_masks(name: str) -> bool:
+    """Detectors of the library are taken for their boxes alone."""
+    return False
+
+
 def rebuild(description: Mapping[str, Any], classes: Sequence[str]) -> Foreign:
     """The architecture of a description with random weights, without a look at the network.
 

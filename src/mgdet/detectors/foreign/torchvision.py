@@ -106,6 +106,11 @@ def build(name: str, *, classes: Sequence[str] | None, weights: str, say: Say) -
     return _from_file(name, Path(weights), classes, say)
 
 
+def has_masks(name: str) -> bool:
+    """Does the detector learn and find masks?"""
+    return name.startswith("maskrcnn")
+
+
 def rebuild(description: dict[str, Any], classes: Sequence[str] | None) -> TorchvisionDetector:
     """The detector of a description, with random weights and without a file.
 
