@@ -13,9 +13,11 @@ import torch
 
 from mgdet.config import Config
 from mgdet.data.batch import Batch
-from mgdet.data.coco import CocoDataset
+from mgdet.data.coco import read_coco
+from mgdet.data.dataset import DetectionDataset, check_same_classes
 from mgdet.data.loader import train_loader
 from mgdet.data.sampler import TrainSampler
+from mgdet.data.shared import read_shared
 from mgdet.distributed import World
 from mgdet.engine.checkpoint import (
     BEST_FILE,
@@ -57,7 +59,7 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
         UserError: bad input, said in one sentence.
         TrainingError: a loss or the gradient is not finite.
     """
-    train_data, val_data = open_data(config)
+    train_data, val_data = open_data(config, world)
     state = find_run(folder, config, resume=resume)
     step, evaluated = (state.step, state.evaluated) if state else (0, True)
     check_all_see_it(folder, world.gather(step))
@@ -82,7 +84,7 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
             steps_per_epoch=sampler.steps_per_epoch,
             classes=train_data.classes,
         )
-    notes = list(train_data.notes)
+    notes = train_data.notes + val_data.notes
     torch.manual_seed(config.train.seed)
     models = world.in_turn(
         lambda: build_models(
@@ -127,8 +129,8 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
     return 128 + stop.signal if stop.signal else 0
 
 
-def open_data(config: Config) -> tuple[CocoDataset, CocoDataset]:
-    """The data sets to train and to evaluate on.
+def open_data(config: Config, world: World | None = None) -> tuple[DetectionDataset, DetectionDataset]:
+    """The data sets to train and to evaluate on; the processes of a machine read them once together.
 
     Raises:
         UserError: files are missing or not COCO's, the two have other classes, or masks are to be measured where the
@@ -137,17 +139,21 @@ def open_data(config: Config) -> tuple[CocoDataset, CocoDataset]:
     root, masks = Path(config.data.root), has_masks(config.student)
     if "segm" in config.train.metrics and not masks:
         raise UserError(f"train.metrics has segm, but a {config.student.detector} finds only boxes; choose bbox")
-    train_data = CocoDataset(
-        root / config.data.train_annotations, root / config.data.train_images, training=True, masks=masks
+    barrier = world.barrier if world is not None else lambda: None
+    train = read_shared(
+        lambda: read_coco(root / config.data.train_annotations, root / config.data.train_images, masks=masks),
+        "train",
+        barrier,
     )
-    val_data = CocoDataset(root / config.data.val_annotations, root / config.data.val_images, training=False)
-    check_truth(val_data.annotations, config.train.metrics)
-    if train_data.classes != val_data.classes:
-        raise UserError(
-            f"{train_data.annotations} has {len(train_data.classes)} classes and {val_data.annotations} other ones "
-            f"({len(val_data.classes)}); both files must declare the same categories"
-        )
-    return train_data, val_data
+    measures_masks = "segm" in config.train.metrics
+    val = read_shared(
+        lambda: read_coco(root / config.data.val_annotations, root / config.data.val_images, masks=measures_masks),
+        "val",
+        barrier,
+    )
+    check_same_classes(train, val)
+    check_truth(val, config.train.metrics)
+    return DetectionDataset(train, training=True, masks=masks), DetectionDataset(val, training=False)
 
 
 def _title(config: Config, folder: Path, world: World) -> str:
@@ -167,7 +173,7 @@ class Run:
         log: RunLog,
         stop: StopRequest,
         models: Models,
-        val_data: CocoDataset,
+        val_data: DetectionDataset,
         steps_per_epoch: int,
         state: State | None,
     ):
@@ -301,7 +307,7 @@ class Run:
             progress=progress,
         )
         if results is not None:
-            scores = evaluate(self.val_data.annotations, results, metrics)
+            scores = evaluate(self.val_data.records, results, metrics)
             for metric in metrics:
                 self.log.evaluation(self.step, metric, scores[metric].stats)
             score = scores[metrics[0]].stats["AP"]
