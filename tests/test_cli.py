@@ -139,6 +139,11 @@ class TestCommandLine:
             (["--devices", "0"], "--devices is 0; give 1 or more"),
             (["--devices", "-3"], "--devices is -3; give 1 or more"),
             (["--train.metrics", "segm"], "train.metrics has segm, but a retinanet finds only boxes; choose bbox"),
+            (
+                ["--optimizer.name", "adamw", "--optimizer.lr", "0.02"],
+                "optimizer.lr is 0.02, a rate for sgd, but optimizer.name is adamw, which diverges at it; give "
+                "optimizer.lr too, e.g. 0.0001",
+            ),
             (["--student.detector", "retinanett"], "there is no detector 'retinanett'; did you mean 'retinanet'?"),
             (["--student.backbone", "resnt50"], "timm has no backbone 'resnt50'; did you mean resnet50"),
         ],

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
+from functools import lru_cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mgdet.errors import UserError, nearest
@@ -19,13 +20,65 @@ Metric = Literal["bbox", "segm"]
 ROIS_PER_IMAGE = 512
 
 
+SGD_RATES_FROM = 0.01
+"""Learning rates for 16 images from here on are for SGD; AdamW diverges at them."""
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
 
 
+class Section:
+    """A group of settings. A wrong value is refused where it is set, in the constructor or by assignment.
+
+    What two settings must be together is checked in the constructor and, because they are changed one after the
+    other, once more before a run starts.
+
+    Raises:
+        UserError: a value is of another type, or out of its range.
+    """
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        self.check_together()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own: Any = type(self)
+        kinds = _kinds(own)
+        if name not in kinds:
+            raise UserError(f"{_title(own)} has no setting '{name}'{nearest(name, kinds)}")
+        before = getattr(self, name, None)
+        object.__setattr__(self, name, _read(kinds[name], value, f"{_title(own)}.{name}"))
+        if all(hasattr(self, other) for other in kinds):  # else the constructor is still at work
+            try:
+                self.check_values()
+            except UserError:
+                object.__setattr__(self, name, before)
+                raise
+
+    def check_values(self) -> None:
+        """Checks each setting by itself."""
+
+    def check_together(self) -> None:
+        """Checks what settings must be together."""
+
+
+@lru_cache
+def _kinds(section: type) -> dict[str, Any]:
+    """The types of a section's settings by name."""
+    hints = get_type_hints(section)
+    return {field.name: hints[field.name] for field in dataclasses.fields(section)}
+
+
+def _title(section: type) -> str:
+    """The name of a section in sentences: `data` for `DataConfig`, `config` for `Config`."""
+    return section.__name__.removesuffix("Config").lower() or "config"
+
+
 @dataclass(kw_only=True, slots=True)
-class ModelConfig:
+class ModelConfig(Section):
     """One detector: its architecture and the weights it starts from."""
 
     detector: str
@@ -45,7 +98,7 @@ class ModelConfig:
     weights: str = "random"
     """Where training starts: random, timm:NAME for a backbone, a checkpoint file, or its URL."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         _require(
             self.channels > 0 and self.channels % 32 == 0,
             f"channels is {self.channels}; give a multiple of 32",
@@ -55,7 +108,7 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class MGDConfig:
+class MGDConfig(Section):
     """Masked Generative Distillation, the same on every level (paper, section 3)."""
 
     weight: float
@@ -65,13 +118,13 @@ class MGDConfig:
     inherit: bool
     """Start the student's neck and head as a copy of the teacher's."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         _require(self.weight >= 0, f"mgd.weight is {self.weight}; give 0 or more")
         _require(0 <= self.mask_ratio <= 1, f"mgd.mask_ratio is {self.mask_ratio}; give a share from 0 to 1")
 
 
 @dataclass(kw_only=True, slots=True)
-class DataConfig:
+class DataConfig(Section):
     """A data set in COCO format, and how its images are prepared."""
 
     root: str = "data/coco"
@@ -95,17 +148,20 @@ class DataConfig:
     workers: int = 2
     """Processes that read images, for each training process."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         low, high = self.short_edge
         _require(0 < low <= high, f"data.short_edge is {low} {high}; give a lowest and a highest edge in pixels")
-        _require(self.long_edge >= high, f"data.long_edge is {self.long_edge}; give at least short_edge, {high}")
         _require(self.short_edge_step >= 1, f"data.short_edge_step is {self.short_edge_step}; give 1 or more")
         _require(0 <= self.flip <= 1, f"data.flip is {self.flip}; give a probability from 0 to 1")
         _require(self.workers >= 0, f"data.workers is {self.workers}; give 0 or more")
 
+    def check_together(self) -> None:
+        high = self.short_edge[1]
+        _require(self.long_edge >= high, f"data.long_edge is {self.long_edge}; give at least short_edge, {high}")
+
 
 @dataclass(kw_only=True, slots=True)
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """One optimizer over student and generators, one parameter group."""
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -121,16 +177,24 @@ class OptimizerConfig:
     clip_norm: float = 35.0
     """Gradients of student and generators together are clipped to this L2 norm."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         _require(self.lr > 0, f"optimizer.lr is {self.lr}; give a positive rate")
         _require(self.base_batch > 0, f"optimizer.base_batch is {self.base_batch}; give 1 or more")
         _require(0 <= self.momentum < 1, f"optimizer.momentum is {self.momentum}; give a number from 0 to below 1")
         _require(self.weight_decay >= 0, f"optimizer.weight_decay is {self.weight_decay}; give 0 or more")
         _require(self.clip_norm > 0, f"optimizer.clip_norm is {self.clip_norm}; give a positive norm")
 
+    def check_together(self) -> None:
+        lr = self.lr * 16 / self.base_batch
+        _require(
+            self.name != "adamw" or lr < SGD_RATES_FROM,
+            f"optimizer.lr is {self.lr:g}, a rate for sgd, but optimizer.name is adamw, which diverges at it; give "
+            f"optimizer.lr too, e.g. {0.0001 * self.base_batch / 16:g}",
+        )
+
 
 @dataclass(kw_only=True, slots=True)
-class ScheduleConfig:
+class ScheduleConfig(Section):
     """The learning rate as a function of the step: linear warm-up, then drops to a tenth."""
 
     epochs: int
@@ -142,7 +206,7 @@ class ScheduleConfig:
     warmup_ratio: float = 0.001
     """The first step's share of the rate."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         _require(self.epochs >= 1, f"schedule.epochs is {self.epochs}; give 1 or more")
         _require(all(drop >= 1 for drop in self.drops), f"schedule.drops is {self.drops}; give epochs from 1 on")
         _require(self.warmup_steps >= 0, f"schedule.warmup_steps is {self.warmup_steps}; give 0 or more")
@@ -150,7 +214,7 @@ class ScheduleConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class TrainConfig:
+class TrainConfig(Section):
     """The loop."""
 
     batch: int = 2
@@ -176,7 +240,7 @@ class TrainConfig:
     wandb: str = ""
     """Also log to this Weights & Biases project (pip install 'mgdet[wandb]'); empty: do not."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         for name in ("batch", "accumulate", "log_every", "save_every"):
             _require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; give 1 or more")
         _require(self.eval_every >= 0, f"train.eval_every is {self.eval_every}; give 0 or more")
@@ -186,7 +250,7 @@ class TrainConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class Config:
+class Config(Section):
     """Everything that decides a run."""
 
     student: ModelConfig
@@ -204,11 +268,15 @@ class Config:
     train: TrainConfig
     """The loop."""
 
-    def __post_init__(self) -> None:
+    def check_together(self) -> None:
         _require(
             (self.teacher is None) == (self.mgd is None),
             "the recipe sets only one of teacher and mgd; distillation needs both",
         )
+        for field in dataclasses.fields(self):
+            section = getattr(self, field.name)
+            if isinstance(section, Section):
+                section.check_together()
 
     def to_dict(self) -> dict[str, Any]:
         """This config as plain dicts, lists and scalars, ready for JSON."""
@@ -217,10 +285,10 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
-        """Reads what `to_dict` wrote.
+        """Reads what `to_dict` wrote, also before a field came in: what is missing takes its default.
 
         Raises:
-            UserError: a field is unknown, missing, or of another type.
+            UserError: a field is unknown or of another type, or one without a default is missing.
         """
         config: Config = _read(cls, values, "config")
         return config
@@ -240,16 +308,16 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _read_section(kind, value, where)
     if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in args:
-            return None
-        return _read(next(arg for arg in args if arg is not type(None)), value, where)
+        return _read_union(args, value, where)
     if origin is tuple and isinstance(value, list | tuple):
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(kinds) == len(value):
             return tuple(_read(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
     elif origin is Literal:
-        if value in args:
+        if any(value == arg and type(value) is type(arg) for arg in args):
             return value
+        if isinstance(value, str):
+            raise UserError(f"{where} is '{value}'{nearest(value, map(str, args))}")
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif isinstance(kind, type) and type(value) is kind:
@@ -258,15 +326,30 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     raise UserError(f"{where} is {value!r}, not {name}")
 
 
+def _read_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    """`value` as the first of several types that it fits."""
+    if value is None and type(None) in kinds:
+        return None
+    problems = []
+    for kind in kinds:
+        if kind is not type(None):
+            try:
+                return _read(kind, value, where)
+            except UserError as error:
+                problems.append(str(error))
+    raise UserError(" or: ".join(dict.fromkeys(problems)))
+
+
 def _read_section(kind: Any, values: Any, where: str) -> Any:
+    if isinstance(values, kind):
+        return values
     if not isinstance(values, dict):
         raise UserError(f"{where} is {values!r}, not a section")
-    hints = get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    kinds = _kinds(kind)
     for name in values:
-        if name not in fields:
-            raise UserError(f"{where} has no field '{name}'{nearest(name, fields)}")
-    for name in fields:
-        if name not in values:
-            raise UserError(f"{where} lacks the field '{name}'")
-    return kind(**{name: _read(hints[name], values[name], f"{where}.{name}") for name in fields})
+        if name not in kinds:
+            raise UserError(f"{where} has no field '{name}'{nearest(name, kinds)}")
+    for field in dataclasses.fields(kind):
+        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise UserError(f"{where} lacks the field '{field.name}'")
+    return kind(**{name: _read(kinds[name], value, f"{where}.{name}") for name, value in values.items()})
