@@ -1,6 +1,7 @@
 """Stopping a run anywhere, in any way, and going on with it changes nothing; and what may not be gone on with."""
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import time
 import pytest
 
 import mgdet.engine.loop as loop
+from mgdet.engine.checkpoint import State
 from mgdet.errors import UserError
 from mgdet.files import sha256_of
 from tiny import (
@@ -202,6 +204,14 @@ class TestRefusals:
         state.write_bytes(state.read_bytes()[:1000])
         assert "state.pth cannot be resumed from" in self.refused(tiny.config(), tmp_path / "run")
 
+    @pytest.mark.parametrize("student", ["student_last.pth", "student_best.pth"])
+    def test_a_student_without_its_state(self, stopped, tiny, tmp_path, student):
+        shutil.copytree(stopped, tmp_path / "run")
+        (tmp_path / "run" / "state.pth").unlink()
+        (tmp_path / "run" / "student_last.pth").rename(tmp_path / "run" / student)
+        text = self.refused(tiny.config(), tmp_path / "run")
+        assert f"holds {student} but no state.pth, so it cannot be resumed; bring state.pth back" in text
+
     def test_weights_without_a_config(self, tiny, tmp_path):
         (tmp_path / "student_last.pth").write_bytes(b"precious")
         assert "holds weights but no config.json" in self.refused(tiny.config(), tmp_path, resume=False)
@@ -209,6 +219,20 @@ class TestRefusals:
     def test_a_damaged_config(self, tiny, tmp_path):
         (tmp_path / "config.json").write_text('{"student": 3}')
         assert "config.json is not a run's config: config" in self.refused(tiny.config(), tmp_path)
+
+
+def test_a_resumed_run_lets_go_of_what_it_loaded(stopped, tiny, tmp_path, monkeypatch):
+    """It is as large as the models and the optimizer together."""
+    shutil.copytree(stopped, tmp_path / "run")
+    kept = []
+
+    def look(run, loader):
+        gc.collect()
+        kept.extend(thing for thing in gc.get_objects() if type(thing) is State)
+
+    monkeypatch.setattr(loop.Run, "to_the_end", look)
+    train(tiny.config(), tmp_path / "run", resume=True)
+    assert kept == []
 
 
 def test_a_run_that_never_saved_starts_with_resume(whole, tiny, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
 import time
 import warnings
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from mgdet.engine.checkpoint import (
     write_config,
 )
 from mgdet.engine.logging import RunLog
+from mgdet.engine.memory import peak_memory
 from mgdet.engine.nonfinite import stop_nonfinite
 from mgdet.engine.schedule import learning_rate, scaled_lr
 from mgdet.engine.signals import Interrupted, StopRequest
@@ -64,6 +64,7 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
         UserError: bad input, said in one sentence.
         TrainingError: a loss or the gradient is not finite.
     """
+    config.check_together()
     train_data, val_data = open_data(config)
     state = find_run(folder, config, resume=resume)
     step, evaluated = (state.step, state.evaluated) if state else (0, True)
@@ -114,6 +115,9 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
         for note in notes:
             log.message(note)
         run = Run(config, folder, world, log, stop, models, val_data, sampler.steps_per_epoch, state)
+        if state is None:
+            run.save_state()  # from here on a run without its state has lost it
+        state = None  # it is as large as the models and the optimizer
         loader = train_loader(train_data, sampler, workers=config.data.workers, pin=world.device.type == "cuda")
         with contextlib.closing(loader):
             try:
@@ -333,7 +337,7 @@ class Run:
             lr=self.optimizer.param_groups[0]["lr"],
             images_per_second=steps * self.images_per_step / seconds,
             data_seconds=self._waited / steps,
-            memory_gib=_peak_memory(self.world.device),
+            memory_gib=peak_memory(self.world.device),
         )
         self.sums = {}
         self._restart_clock()
@@ -374,7 +378,7 @@ class Run:
                 self.best = score
                 self._save_student(BEST_FILE)
         self.evaluated = True
-        self._save_state()
+        self.save_state()
 
     def _somebody_stops(self) -> bool:
         """Was any process asked to stop? All call it together."""
@@ -384,7 +388,7 @@ class Run:
         """Saves the student and then the run: a run that dies between the two saves its student again."""
         if self.world.main:
             self._save_student(LAST_FILE)
-        self._save_state()
+        self.save_state()
 
     def _save_student(self, name: str) -> None:
         save_checkpoint(
@@ -394,7 +398,8 @@ class Run:
             config=self.config.to_dict(),
         )
 
-    def _save_state(self) -> None:
+    def save_state(self) -> None:
+        """Saves the run without its student's file."""
         if self.world.main:
             State(
                 step=self.step,
@@ -416,10 +421,3 @@ class Run:
         self.scaler.load_state_dict(state.scaler)
         self.step, self.evaluated, self.best, self.sums = state.step, state.evaluated, state.best, state.sums
         self.log.message(f"resumed after step {self.step:,} of {self.total_steps:,}")
-
-
-def _peak_memory(device: torch.device) -> float:
-    """The most memory in use so far, in GiB: on the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
