@@ -313,3 +313,24 @@ def test_a_signal_to_the_whole_process_group(tiny, tmp_path, number, code):
     assert state_of(folder).step >= 8
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+@pytest.mark.slow
+def test_a_disk_that_hangs_keeps_no_run_from_leaving(tiny, tmp_path):
+    """A picture that is a pipe without a writer: reading it never ends, and the reader ignores SIGTERM."""
+    root, folder = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(tiny.root, root)
+    process = start([*arguments(tiny, folder, "--schedule.epochs", "500"), "--data.root", str(root)])
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and len(records(folder)) > 2, process)
+    for i in range(12):
+        (root / "train" / f"{i}.jpg").unlink()
+        os.mkfifo(root / "train" / f"{i}.jpg")
+    time.sleep(3)
+    step = state_of(folder).step
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (143, "")
+    assert "all is saved, --resume" in out.splitlines()[-1]
+    assert state_of(folder).step >= step
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)

@@ -37,7 +37,7 @@ from mgdet.engine.memory import peak_memory
 from mgdet.engine.nonfinite import stop_nonfinite
 from mgdet.engine.schedule import learning_rate, scaled_lr
 from mgdet.engine.signals import Interrupted, StopRequest
-from mgdet.errors import UserError
+from mgdet.errors import Stalled, UserError
 from mgdet.evaluate.coco import check_truth, evaluate, run_detector
 from mgdet.interop.weights import save_checkpoint
 from mgdet.models import Models, build_models
@@ -62,7 +62,7 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
 
     Raises:
         UserError: bad input, said in one sentence.
-        TrainingError: a loss or the gradient is not finite.
+        TrainingError: a loss or the gradient is not finite, or images stopped coming.
     """
     config.check_together()
     train_data, val_data = open_data(config)
@@ -118,12 +118,20 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
         if state is None:
             run.save_state()  # from here on a run without its state has lost it
         state = None  # it is as large as the models and the optimizer
-        loader = train_loader(train_data, sampler, workers=config.data.workers, pin=world.device.type == "cuda")
+        loader = train_loader(
+            train_data,
+            sampler,
+            workers=config.data.workers,
+            pin=world.device.type == "cuda",
+            stopping=lambda: stop.signal > 0,
+        )
         with contextlib.closing(loader):
             try:
                 run.to_the_end(loader)
-            except Interrupted:
+            except (Interrupted, Stalled) as reason:
                 run.save()
+                if isinstance(reason, Stalled) and (not stop.signal or world.size > 1):
+                    raise  # the other processes wait in the middle of a step
                 log.message(f"stopped by {stop.name} after step {run.step:,}; all is saved, --resume goes on from here")
         world.barrier()
     return 128 + stop.signal if stop.signal else 0
