@@ -477,7 +477,9 @@ class TestPredict:
         assert "--score is nan" in refused("predict", tiny.teacher, images, "--score", "nan")
         assert "no image is given" in refused("predict", tiny.teacher)
         assert "there is no image or folder 'none.jpg'" in refused("predict", tiny.teacher, "none.jpg")
-        assert "holds no image" in refused("predict", tiny.teacher, data.root)
+        text = refused("predict", tiny.teacher, data.root / "annotations")
+        assert "annotations holds no image (.jpg, " in text and text.endswith(", only 2 .json")
+        assert "--batch is 0; give 1 or more" in refused("predict", tiny.teacher, images, "--batch", "0")
         assert "cannot be decoded" in refused("predict", tiny.teacher, tiny.teacher)
         assert "Missing from mgdet predict: CHECKPOINT" in refused("predict")
         for kind in ("missing", "truncated", "hostile"):

@@ -93,13 +93,15 @@ class PredictArguments:
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
     """A checkpoint file, its URL, or a run's folder."""
     images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE_OR_FOLDER...")]
-    """Image files, or folders of them."""
+    """Image files, or folders of them, which are walked."""
     recipe: str = ""
     """The checkpoint's recipe; only needed for checkpoints that do not come from mgdet."""
     out: str = "predictions"
     """Folder for the annotated pictures and detections.json."""
     score: float = 0.3
     """Only objects with at least this score."""
+    batch: int = 4
+    """Images per forward pass."""
 
 
 @dataclass(kw_only=True)
@@ -254,7 +256,16 @@ def predict(arguments: list[str]) -> int:
     from mgdet.evaluate.predict import predict as run
 
     recipe = load_recipe(parsed.recipe) if parsed.recipe else None
-    run(parsed.checkpoint, parsed.images, recipe=recipe, out=Path(parsed.out), score=parsed.score, say=_print)
+    out = Path(parsed.out)
+    run(
+        parsed.checkpoint,
+        parsed.images,
+        recipe=recipe,
+        out=out,
+        score=parsed.score,
+        batch=parsed.batch,
+        say=_print,
+    )
     return 0
 
 

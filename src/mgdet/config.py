@@ -167,9 +167,9 @@ class OptimizerConfig(Section):
     name: Literal["sgd", "adamw"] = "sgd"
     """sgd, as published; adamw for students that start from random weights or are no ResNets."""
     lr: float
-    """Learning rate for `base_batch` images a step; scaled in proportion to the real number."""
+    """Learning rate for `base_batch` images per step; scaled in proportion to the real number."""
     base_batch: int = 16
-    """Images a step that `lr` is meant for."""
+    """Images per step that `lr` is meant for."""
     momentum: float = 0.9
     """Momentum of SGD; AdamW's first beta."""
     weight_decay: float = 1e-4

@@ -56,7 +56,7 @@ def detector_from(config: ModelConfig, num_classes: int) -> Detector:
     if detector.rois_per_image:
         detector.rois_per_image = config.rois_per_image
     elif config.rois_per_image != ROIS_PER_IMAGE:
-        raise UserError(f"a {config.detector} has no second stage, so rois_per_image is nothing to set; leave it out")
+        raise UserError(f"a {config.detector} has no second stage, so rois_per_image does not apply to it; remove it")
     return detector
 
 

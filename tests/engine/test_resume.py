@@ -168,7 +168,7 @@ class TestRefusals:
         path.write_text(json.dumps(content))
         config = tiny.config()
         config.data.root = str(tmp_path / "data")
-        assert "steps an epoch" in self.refused(config, stopped)
+        assert "steps per epoch" in self.refused(config, stopped)
 
     def test_another_setting(self, stopped, tiny):
         config = tiny.config()
@@ -179,7 +179,7 @@ class TestRefusals:
     def test_another_number_of_images(self, stopped, tiny):
         config = tiny.config()
         config.train.batch = 3
-        assert "2 images a step, here are 3" in self.refused(config, stopped)
+        assert "2 images per step, here are 3" in self.refused(config, stopped)
 
     def test_another_teacher(self, stopped, tiny, tmp_path):
         other = tmp_path / "other.pth"

@@ -33,7 +33,7 @@ FREE_TO_CHANGE = (
     "train.tensorboard",
     "train.wandb",
 )
-"""What a resumed run may set anew. Images a step, steps an epoch, classes and the teacher's hash are checked apart.
+"""What a resumed run may set anew. Images per step, steps per epoch, classes and the teacher's hash are checked apart.
 
 Another split of the images of a step (`train.batch`, `train.accumulate`) draws the same images, but losses are
 normalised for each forward pass: the run goes on well, yet not bit-equal.
@@ -80,7 +80,7 @@ class State:
         """Refuses to resume with data that would make another run of it.
 
         Raises:
-            UserError: other classes, or another number of images a step or of steps an epoch.
+            UserError: other classes, or another number of images per step or of steps per epoch.
         """
         if self.classes != list(classes):
             raise UserError(
@@ -89,12 +89,12 @@ class State:
             )
         if self.images_per_step != images_per_step:
             raise UserError(
-                f"{folder} holds a run with {self.images_per_step} images a step, here are {images_per_step}; "
+                f"{folder} holds a run with {self.images_per_step} images per step, here are {images_per_step}; "
                 "change train.batch or train.accumulate so that they agree"
             )
         if self.steps_per_epoch != steps_per_epoch:
             raise UserError(
-                f"{folder} holds a run with {self.steps_per_epoch} steps an epoch, here are {steps_per_epoch}; "
+                f"{folder} holds a run with {self.steps_per_epoch} steps per epoch, here are {steps_per_epoch}; "
                 "give the training images that it began with"
             )
 
@@ -159,11 +159,11 @@ def find_run(folder: Path, config: Config, *, resume: bool) -> State | None:
 
 
 def check_all_see_it(folder: Path, steps: Sequence[int]) -> None:
-    """Refuses to go on where processes find another state of the run in `folder`.
+    """Refuses to resume where processes find another state of the run in `folder`.
 
     Args:
         folder: the run's folder.
-        steps: of each process by rank, the step that it would go on from.
+        steps: of each process by rank, the step that it would resume from.
 
     Raises:
         UserError: they differ.

@@ -19,6 +19,7 @@ from mgdet.config import Config, OptimizerConfig
 from mgdet.data.batch import Batch
 from mgdet.data.coco import CocoDataset
 from mgdet.data.loader import train_loader
+from mgdet.data.pictures import depth_notes
 from mgdet.data.sampler import TrainSampler
 from mgdet.detectors.build import detector_class
 from mgdet.distributed import World
@@ -89,7 +90,8 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
             steps_per_epoch=sampler.steps_per_epoch,
             classes=train_data.classes,
         )
-    notes = list(train_data.notes)
+    first = [train_data.folder / image.file_name for image in train_data.images[:8]]
+    notes = [*train_data.notes, *depth_notes(first)]
     torch.manual_seed(config.train.seed)
     models = world.in_turn(lambda: build_models(config, train_data.classes, fresh=state is None, say=notes.append))
     if state is not None:
