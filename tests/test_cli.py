@@ -4,16 +4,19 @@ import contextlib
 import dataclasses
 import io
 import json
+import multiprocessing
 import os
 import pickle
 import resource
 import shutil
+import signal
 import sys
 
 import cv2
 import pytest
 import torch
 
+import mgdet.engine.loop as loop
 from mgdet import __version__
 from mgdet.cli import COMMANDS, main
 from mgdet.interop.weights import read_checkpoint
@@ -125,7 +128,7 @@ class TestCommandLine:
         [
             (["--train.bacth", "3"], "--train.bacth, 3; did you mean --train.batch?"),
             (["--resum"], "--resum; did you mean --resume?"),
-            (["--train.batch", "two"], "--train.batch is 'two', which is no number"),
+            (["--train.batch", "two"], "--train.batch is 'two', which is not a number"),
             (["--train.batch", "0"], "train.batch is 0; give 1 or more"),
             (["--train.batch"], "Missing value for argument '--train.batch'"),
             (
@@ -139,6 +142,11 @@ class TestCommandLine:
             (["--devices", "0"], "--devices is 0; give 1 or more"),
             (["--devices", "-3"], "--devices is -3; give 1 or more"),
             (["--train.metrics", "segm"], "train.metrics has segm, but a retinanet finds only boxes; choose bbox"),
+            (
+                ["--optimizer.name", "adamw", "--optimizer.lr", "0.02"],
+                "optimizer.lr is 0.02, a rate for sgd, but optimizer.name is adamw, which diverges at it; give "
+                "optimizer.lr too, e.g. 0.0001",
+            ),
             (["--student.detector", "retinanett"], "there is no detector 'retinanett'; did you mean 'retinanet'?"),
             (["--student.backbone", "resnt50"], "timm has no backbone 'resnt50'; did you mean resnet50"),
         ],
@@ -156,6 +164,68 @@ class TestCommandLine:
 
         monkeypatch.setitem(COMMANDS, "recipes", closed)
         assert main(["recipes"]) == 141
+
+
+SHM = "unable to open shared memory object </torch_7> in read-write mode: No space left on device (28)"
+KILLED = "DataLoader worker (pid 7) is killed by signal: Killed. "
+BUS = "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of"
+CPU = "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+
+
+class TestShortages:
+    """What runs out in the middle of a run leaves as one sentence that says what to change, with exit code 1."""
+
+    @pytest.mark.parametrize(
+        "error, words",
+        [
+            (
+                torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total of 8 GiB"),
+                "the GPU has no memory left for another 2.50 GiB; lower --train.batch and raise --train.accumulate as "
+                "much, add --train.amp bf16, lower --data.short-edge",
+            ),
+            (RuntimeError("CUDA error: out of memory"), "the GPU has no memory left; lower --train.batch"),
+            (RuntimeError(CPU), "this machine has no memory left; lower --train.batch"),
+            (MemoryError(), "this machine has no memory left; lower --train.batch"),
+            (OSError(12, "Cannot allocate memory"), "this machine has no memory left; lower --train.batch"),
+            (RuntimeError(KILLED), "a process that reads images was ended by the signal Killed, as it happens where"),
+            (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "reads images ended without a word"),
+            (RuntimeError(SHM), "no shared memory is left for the images that other processes read; enlarge /dev/shm"),
+            (RuntimeError(BUS), "no shared memory is left for the images that other processes read; enlarge /dev/shm"),
+            (RuntimeError("received 0 items of ancdata: Too many open files"), "raise the limit with ulimit -n"),
+        ],
+    )
+    def test_train(self, tiny, monkeypatch, capsys, error, words):
+        def fail(*arguments, **options):
+            raise error
+
+        monkeypatch.setattr(loop.Run, "to_the_end", fail)
+        assert main([*tiny.arguments("train"), "--run-dir", "run"]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("mgdet: ") and words in err and err.count("\n") == 1
+
+    def test_a_fault_of_ours_is_no_shortage(self, monkeypatch):
+        def broken(arguments):
+            raise RuntimeError("shapes (3, 4) and (5, 6) do not fit; shared memory and a kernel are not to blame")
+
+        monkeypatch.setitem(COMMANDS, "recipes", broken)
+        with pytest.raises(RuntimeError, match="do not fit"):
+            main(["recipes"])
+
+    def test_a_worker_that_is_killed(self, tiny, monkeypatch, capsys):
+        """By whatever ends processes when memory is short; seen by torch's own handler."""
+
+        def end_workers(run, step):
+            for process in multiprocessing.active_children():
+                os.kill(process.pid, signal.SIGKILL)
+
+        monkeypatch.setattr(loop.RunLog, "tick", end_workers)
+        assert main([*tiny.arguments("train"), "--run-dir", "run", "--data.workers", "1"]) == 1
+        err = capsys.readouterr().err
+        assert (
+            "a process that reads images" in err
+            and "where memory is short; lower --train.batch" in err
+            and err.count("\n") == 1
+        )
 
 
 class TestRecipes:
@@ -409,7 +479,9 @@ class TestPredict:
         assert "--score is nan" in refused("predict", tiny.teacher, images, "--score", "nan")
         assert "no image is given" in refused("predict", tiny.teacher)
         assert "there is no image or folder 'none.jpg'" in refused("predict", tiny.teacher, "none.jpg")
-        assert "holds no image" in refused("predict", tiny.teacher, data.root)
+        text = refused("predict", tiny.teacher, data.root / "annotations")
+        assert "annotations holds no image (.jpg, " in text and text.endswith(", only 2 .json")
+        assert "--batch is 0; give 1 or more" in refused("predict", tiny.teacher, images, "--batch", "0")
         assert "cannot be decoded" in refused("predict", tiny.teacher, tiny.teacher)
         assert "Missing from mgdet predict: CHECKPOINT" in refused("predict")
         for kind in ("missing", "truncated", "hostile"):

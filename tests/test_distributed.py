@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+import time
 
 import pytest
 import torch
@@ -232,6 +234,29 @@ def test_a_process_that_is_killed_is_named(tiny, tmp_path):
 def children(pid):
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(child) for child in file.read().split()]
+
+
+def test_the_first_process_of_each_machine_goes_first(monkeypatch):
+    """Two machines of two processes: what is downloaded is downloaded once on each."""
+    barrier, lock, order = threading.Barrier(4), threading.Lock(), []
+    monkeypatch.setattr(World, "barrier", lambda world: barrier.wait())
+
+    def make(rank):
+        time.sleep(0.1)
+        with lock:
+            order.append(rank)
+        return rank
+
+    def process(rank):
+        world = World(rank=rank, size=4, device=torch.device("cpu"), local_rank=rank % 2)
+        assert world.in_turn(lambda: make(rank)) == rank
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (set(order[:2]), set(order[2:])) == ({0, 2}, {1, 3})
 
 
 def test_more_devices_than_gpus(monkeypatch):

@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 
 from mgdet.config import Config, DataConfig, ModelConfig
-from mgdet.errors import TrainingError, UserError, nearest
+from mgdet.errors import TrainingError, UserError, nearest, shortage
 from mgdet.recipes import RECIPES, Recipe, load_recipe
 
 USAGE = """\
@@ -40,6 +40,13 @@ RECIPE_KINDS = {
 }
 Arguments = TypeVar("Arguments")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ADVICE = {
+    "train": "lower --train.batch and raise --train.accumulate as much, add --train.amp bf16, lower --data.short-edge "
+    "and --data.long-edge, or lower --data.workers",
+    "test": "lower --data.short-edge and --data.long-edge, or --data.workers",
+    "predict": "lower --batch",
+}
+"""What to do when memory is short."""
 COMMAND_STYLE = (tyro.conf.AvoidSubcommands,)
 
 
@@ -59,7 +66,7 @@ class TrainArguments:
     devices: int = 1
     """Processes on this machine: one for each GPU, or each with its share of the CPU."""
     resume: bool = False
-    """Go on with the run in the folder."""
+    """Resume the run in the folder."""
 
 
 @dataclass(kw_only=True)
@@ -87,13 +94,15 @@ class PredictArguments:
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
     """A checkpoint file, its URL, or a run's folder."""
     images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE_OR_FOLDER...")]
-    """Image files, or folders of them."""
+    """Image files, or folders of them, which are walked."""
     recipe: str = ""
     """The checkpoint's recipe; only needed for checkpoints that do not come from mgdet."""
     out: str = "predictions"
     """Folder for the annotated pictures and detections.json."""
     score: float = 0.3
     """Only objects with at least this score."""
+    batch: int = 4
+    """Images per forward pass."""
 
 
 @dataclass(kw_only=True)
@@ -121,7 +130,11 @@ class DemoArguments:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 2 for bad input, which is said in one sentence."""
+    """Runs one command and returns its exit code; what went wrong is said in one sentence.
+
+    0: done. 1: a run that cannot go on: a number that is not finite, too little memory, a process that died or hangs.
+    2: bad input, or a disk that is full. 130: Ctrl-C. 128 + n: signal n.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         _print(USAGE)
@@ -135,24 +148,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[0] not in COMMANDS:
             raise UserError(f"there is no command '{arguments[0]}'{nearest(arguments[0], COMMANDS)}")
         return COMMANDS[arguments[0]](arguments[1:])
-    except UserError as error:
-        _complain(error)
-        return 2
-    except TrainingError as error:
-        _complain(error)
-        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         return 141
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            _complain(UserError("no space is left on the disk; free some, and go on with --resume"))
-        elif error.filename is not None:
-            _complain(UserError(f"{error.filename} cannot be used: {error.strerror}"))
-        else:
+    except Exception as error:
+        text, code = _explain(error, arguments[0])
+        if not text:
             raise
-        return 2
+        sys.stderr.write(f"mgdet: {text}\n")
+        return code
+
+
+def _explain(error: Exception, command: str) -> tuple[str, int]:
+    """The sentence and the exit code of an error; the sentence is empty for those that are our own fault."""
+    if isinstance(error, UserError):
+        return str(error), 2
+    if lacking := shortage(error):
+        advised = ";" in lacking or command not in ADVICE
+        return lacking if advised else f"{lacking}; {ADVICE[command]}", 1
+    if isinstance(error, TrainingError):
+        return str(error), 1
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return "no space is left on the disk; free some, then resume a run with --resume", 2
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} cannot be used: {error.strerror}", 2
+    return "", 0
 
 
 def recipes(arguments: list[str]) -> int:
@@ -236,7 +257,16 @@ def predict(arguments: list[str]) -> int:
     from mgdet.evaluate.predict import predict as run
 
     recipe = load_recipe(parsed.recipe) if parsed.recipe else None
-    run(parsed.checkpoint, parsed.images, recipe=recipe, out=Path(parsed.out), score=parsed.score, say=_print)
+    out = Path(parsed.out)
+    run(
+        parsed.checkpoint,
+        parsed.images,
+        recipe=recipe,
+        out=out,
+        score=parsed.score,
+        batch=parsed.batch,
+        say=_print,
+    )
     return 0
 
 
@@ -296,7 +326,7 @@ def _sentence(complaint: str, command: str) -> str:
     text = " ".join(lines[:rule]).rstrip(".")
     text = re.sub(r"^Error parsing (?:config\.)?(?:(\w+): (?=\1\.))?", "", text)
     text = re.sub(
-        r"^(--\S+): (?:invalid literal|could not convert).*: '(.*)'$", r"\1 is '\2', which is no number", text
+        r"^(--\S+): (?:invalid literal|could not convert).*: '(.*)'$", r"\1 is '\2', which is not a number", text
     )
     meant = next((line.split()[0].strip(",|") for line in lines[rule:] if re.match(r"--\w", line)), "")
     if text.startswith("Unrecognized options") and meant:
@@ -307,10 +337,6 @@ def _sentence(complaint: str, command: str) -> str:
 def _check_devices(devices: int) -> None:
     if devices < 1:
         raise UserError(f"--devices is {devices}; give 1 or more")
-
-
-def _complain(error: Exception) -> None:
-    sys.stderr.write(f"mgdet: {error}\n")
 
 
 def _print(text: str) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mgdet.errors import UserError, nearest
@@ -21,13 +22,65 @@ METHODS = ("mgd", "pkd", "fgd")
 """Sections of `Config` that are methods of distillation."""
 
 
+SGD_RATES_FROM = 0.01
+"""Learning rates for 16 images from here on are for SGD; AdamW diverges at them."""
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
 
 
+class Section:
+    """A group of settings. A wrong value is refused where it is set, in the constructor or by assignment.
+
+    What two settings must be together is checked in the constructor and, because they are changed one after the
+    other, once more before a run starts.
+
+    Raises:
+        UserError: a value is of another type, or out of its range.
+    """
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        self.check_together()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own: Any = type(self)
+        kinds = _kinds(own)
+        if name not in kinds:
+            raise UserError(f"{_title(own)} has no setting '{name}'{nearest(name, kinds)}")
+        before = getattr(self, name, None)
+        object.__setattr__(self, name, _read(kinds[name], value, f"{_title(own)}.{name}"))
+        if all(hasattr(self, other) for other in kinds):  # else the constructor is still at work
+            try:
+                self.check_values()
+            except UserError:
+                object.__setattr__(self, name, before)
+                raise
+
+    def check_values(self) -> None:
+        """Checks each setting by itself."""
+
+    def check_together(self) -> None:
+        """Checks what settings must be together."""
+
+
+@lru_cache
+def _kinds(section: type) -> dict[str, Any]:
+    """The types of a section's settings by name."""
+    hints = get_type_hints(section)
+    return {field.name: hints[field.name] for field in dataclasses.fields(section)}
+
+
+def _title(section: type) -> str:
+    """The name of a section in sentences: `data` for `DataConfig`, `config` for `Config`."""
+    return section.__name__.removesuffix("Config").lower() or "config"
+
+
 @dataclass(kw_only=True, slots=True)
-class ModelConfig:
+class ModelConfig(Section):
     """One detector: its architecture and the weights it starts from."""
 
     detector: str
@@ -52,7 +105,7 @@ class ModelConfig:
     """Height and width of the images that a teacher sees, squashed to them; 0 0: those of the student, rounded to what
     the teacher takes."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         _require(
             self.channels > 0 and self.channels % 32 == 0,
             f"channels is {self.channels}; give a multiple of 32",
@@ -72,7 +125,7 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class MGDConfig:
+class MGDConfig(Section):
     """Masked Generative Distillation, the same on every level (paper, section 3)."""
 
     weight: float = 0.0
@@ -80,13 +133,13 @@ class MGDConfig:
     mask_ratio: float = 0.65
     """Share of the student's cells that is masked, lambda in the paper: 0.65 one-stage, 0.45 two-stage."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         _require(self.weight >= 0, f"mgd.weight is {self.weight}; give 0 or more")
         _require(0 <= self.mask_ratio <= 1, f"mgd.mask_ratio is {self.mask_ratio}; give a share from 0 to 1")
 
 
 @dataclass(kw_only=True, slots=True)
-class PKDConfig:
+class PKDConfig(Section):
     """Distillation by Pearson correlation (arXiv 2207.02039)."""
 
     weight: float = 0.0
@@ -94,13 +147,13 @@ class PKDConfig:
     levels: int = 4
     """How many levels are compared, from the finest on."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         _require(self.weight >= 0, f"pkd.weight is {self.weight}; give 0 or more")
         _require(self.levels >= 1, f"pkd.levels is {self.levels}; give 1 or more")
 
 
 @dataclass(kw_only=True, slots=True)
-class FGDConfig:
+class FGDConfig(Section):
     """Focal and Global Distillation (arXiv 2111.11837); the parts' defaults are RetinaNet's."""
 
     weight: float = 0.0
@@ -116,14 +169,14 @@ class FGDConfig:
     relation: float = 5e-6
     """Weight of the relation loss, lambda in the paper: 5e-6, 8e-6, 5e-7."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         for name in ("weight", "foreground", "background", "attention", "relation"):
             _require(getattr(self, name) >= 0, f"fgd.{name} is {getattr(self, name)}; give 0 or more")
         _require(self.temperature > 0, f"fgd.temperature is {self.temperature}; give a positive number")
 
 
 @dataclass(kw_only=True, slots=True)
-class PairingConfig:
+class PairingConfig(Section):
     """Which level of the teacher teaches which level of the student, and in what form."""
 
     pairs: tuple[str, ...] = ()
@@ -134,7 +187,7 @@ class PairingConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class DataConfig:
+class DataConfig(Section):
     """A data set in COCO format, and how its images are prepared."""
 
     root: str = "data/coco"
@@ -160,26 +213,29 @@ class DataConfig:
     workers: int = 2
     """Processes that read images, for each training process."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         low, high = self.short_edge
         _require(0 < low <= high, f"data.short_edge is {low} {high}; give a lowest and a highest edge in pixels")
-        _require(self.long_edge >= high, f"data.long_edge is {self.long_edge}; give at least short_edge, {high}")
         _require(self.square >= 0, f"data.square is {self.square}; give an edge in pixels, or 0")
         _require(self.short_edge_step >= 1, f"data.short_edge_step is {self.short_edge_step}; give 1 or more")
         _require(0 <= self.flip <= 1, f"data.flip is {self.flip}; give a probability from 0 to 1")
         _require(self.workers >= 0, f"data.workers is {self.workers}; give 0 or more")
 
+    def check_together(self) -> None:
+        high = self.short_edge[1]
+        _require(self.long_edge >= high, f"data.long_edge is {self.long_edge}; give at least short_edge, {high}")
+
 
 @dataclass(kw_only=True, slots=True)
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """One optimizer over student and generators, one parameter group."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     """sgd, as published; adamw for students that start from random weights or are no ResNets."""
     lr: float
-    """Learning rate for `base_batch` images a step; scaled in proportion to the real number."""
+    """Learning rate for `base_batch` images per step; scaled in proportion to the real number."""
     base_batch: int = 16
-    """Images a step that `lr` is meant for."""
+    """Images per step that `lr` is meant for."""
     momentum: float = 0.9
     """Momentum of SGD; AdamW's first beta."""
     weight_decay: float = 1e-4
@@ -189,7 +245,7 @@ class OptimizerConfig:
     clip_norm: float = 35.0
     """Gradients of student and generators together are clipped to this L2 norm."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         _require(self.lr > 0, f"optimizer.lr is {self.lr}; give a positive rate")
         _require(self.base_batch > 0, f"optimizer.base_batch is {self.base_batch}; give 1 or more")
         _require(0 <= self.momentum < 1, f"optimizer.momentum is {self.momentum}; give a number from 0 to below 1")
@@ -197,9 +253,17 @@ class OptimizerConfig:
         _require(0 < self.backbone_share <= 1, f"optimizer.backbone_share is {self.backbone_share}; give over 0 to 1")
         _require(self.clip_norm > 0, f"optimizer.clip_norm is {self.clip_norm}; give a positive norm")
 
+    def check_together(self) -> None:
+        lr = self.lr * 16 / self.base_batch
+        _require(
+            self.name != "adamw" or lr < SGD_RATES_FROM,
+            f"optimizer.lr is {self.lr:g}, a rate for sgd, but optimizer.name is adamw, which diverges at it; give "
+            f"optimizer.lr too, e.g. {0.0001 * self.base_batch / 16:g}",
+        )
+
 
 @dataclass(kw_only=True, slots=True)
-class ScheduleConfig:
+class ScheduleConfig(Section):
     """The learning rate as a function of the step: linear warm-up, then drops to a tenth, or a cosine."""
 
     shape: Literal["steps", "cosine"] = "steps"
@@ -216,7 +280,7 @@ class ScheduleConfig:
     warmup_ratio: float = 0.001
     """The first step's share of the rate."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         _require(self.epochs >= 1, f"schedule.epochs is {self.epochs}; give 1 or more")
         _require(all(drop >= 1 for drop in self.drops), f"schedule.drops is {self.drops}; give epochs from 1 on")
         _require(0 <= self.cosine_floor <= 1, f"schedule.cosine_floor is {self.cosine_floor}; give a share from 0 to 1")
@@ -225,7 +289,7 @@ class ScheduleConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class TrainConfig:
+class TrainConfig(Section):
     """The loop."""
 
     batch: int = 2
@@ -251,7 +315,7 @@ class TrainConfig:
     wandb: str = ""
     """Also log to this Weights & Biases project (pip install 'mgdet[wandb]'); empty: do not."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         for name in ("batch", "accumulate", "log_every", "save_every"):
             _require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; give 1 or more")
         _require(self.eval_every >= 0, f"train.eval_every is {self.eval_every}; give 0 or more")
@@ -261,7 +325,7 @@ class TrainConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class Config:
+class Config(Section):
     """Everything that decides a run."""
 
     student: ModelConfig
@@ -292,12 +356,16 @@ class Config:
         """The sections of the methods that are on."""
         return tuple(name for name in METHODS if getattr(self, name).weight > 0)
 
-    def check_teaching(self) -> None:
-        """Refuses a teacher that teaches nothing, and methods without a teacher.
+    def check_together(self) -> None:
+        """Refuses what settings cannot mean together: a teacher that teaches nothing, or methods without one.
 
         Raises:
-            UserError: says which setting is missing.
+            UserError: says which setting is wrong or missing.
         """
+        for entry in dataclasses.fields(self):
+            section = getattr(self, entry.name)
+            if isinstance(section, Section):
+                section.check_together()
         if self.teacher is None and (self.methods or self.inherit):
             what = (
                 f"{self.methods[0]}.weight is {getattr(self, self.methods[0]).weight:g}"
@@ -318,10 +386,10 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
-        """Reads what `to_dict` wrote.
+        """Reads what `to_dict` wrote, also before a field came in: what is missing takes its default.
 
         Raises:
-            UserError: a field is unknown, missing, or of another type.
+            UserError: a field is unknown or of another type, or one without a default is missing.
         """
         config: Config = _read(cls, _modern(values), "config")
         return config
@@ -355,16 +423,16 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _read_section(kind, value, where)
     if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in args:
-            return None
-        return _read(next(arg for arg in args if arg is not type(None)), value, where)
+        return _read_union(args, value, where)
     if origin is tuple and isinstance(value, list | tuple):
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(kinds) == len(value):
             return tuple(_read(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
     elif origin is Literal:
-        if value in args:
+        if any(value == arg and type(value) is type(arg) for arg in args):
             return value
+        if isinstance(value, str):
+            raise UserError(f"{where} is '{value}'{nearest(value, map(str, args))}")
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif isinstance(kind, type) and type(value) is kind:
@@ -373,15 +441,30 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     raise UserError(f"{where} is {value!r}, not {name}")
 
 
+def _read_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    """`value` as the first of several types that it fits."""
+    if value is None and type(None) in kinds:
+        return None
+    problems = []
+    for kind in kinds:
+        if kind is not type(None):
+            try:
+                return _read(kind, value, where)
+            except UserError as error:
+                problems.append(str(error))
+    raise UserError(" or: ".join(dict.fromkeys(problems)))
+
+
 def _read_section(kind: Any, values: Any, where: str) -> Any:
+    if isinstance(values, kind):
+        return values
     if not isinstance(values, dict):
         raise UserError(f"{where} is {values!r}, not a section")
-    hints = get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    kinds = _kinds(kind)
     for name in values:
-        if name not in fields:
-            raise UserError(f"{where} has no field '{name}'{nearest(name, fields)}")
-    for name, entry in fields.items():
-        if name not in values and entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
-            raise UserError(f"{where} lacks the field '{name}'")
-    return kind(**{name: _read(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+        if name not in kinds:
+            raise UserError(f"{where} has no field '{name}'{nearest(name, kinds)}")
+    for entry in dataclasses.fields(kind):
+        if entry.name not in values and entry.default is MISSING and entry.default_factory is MISSING:
+            raise UserError(f"{where} lacks the field '{entry.name}'")
+    return kind(**{name: _read(kinds[name], value, f"{where}.{name}") for name, value in values.items()})

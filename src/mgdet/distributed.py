@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mgdet.errors import TrainingError, UserError
+from mgdet.errors import TrainingError, UserError, shortage
 
 USER_ERROR, LOST_PEER = 2, 1
 SIGNS_OF_A_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
@@ -37,11 +37,13 @@ class World:
     rank: number of this process, 0 .. size - 1.
     size: number of processes.
     device: the device of this process.
+    local_rank: number of this process on its machine, from 0.
     """
 
     rank: int
     size: int
     device: torch.device
+    local_rank: int = 0
 
     @property
     def main(self) -> bool:
@@ -54,11 +56,14 @@ class World:
             dist.barrier()
 
     def in_turn(self, make: Callable[[], Result]) -> Result:
-        """What `make` returns, made first by the main process and then by the others: what one downloads, all find."""
-        if not self.main:
+        """What `make` returns, made by the first process of each machine and then by the others.
+
+        So each machine downloads a file once.
+        """
+        if self.local_rank > 0:
             self.barrier()
         result = make()
-        if self.main:
+        if self.local_rank == 0:
             self.barrier()
         return result
 
@@ -90,10 +95,13 @@ def join() -> Iterator[World]:
     Raises:
         UserError: this machine has fewer GPUs than processes.
     """
-    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, size, local_rank = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+    )
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", local_rank)
         if device.index >= torch.cuda.device_count():
             raise UserError(f"process {device.index} of this machine has no GPU: it has {torch.cuda.device_count()}")
         torch.cuda.set_device(device)
@@ -103,13 +111,17 @@ def join() -> Iterator[World]:
     # Tensors of GPUs travel by NCCL; barriers and objects by gloo, which needs no stream of a GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     try:
-        yield World(rank=rank, size=size, device=device)
+        yield World(rank=rank, size=size, device=device, local_rank=local_rank)
     except (UserError, TrainingError):
         # Of processes that fail alike the first one says why, and torchrun ends the others while they wait here.
         if rank > 0:
             time.sleep(SECONDS_FOR_TORCHRUN)
         raise
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if shortage(error):
+            if rank > 0:
+                time.sleep(SECONDS_FOR_TORCHRUN)
+            raise
         if not any(sign in str(error) for sign in SIGNS_OF_A_LOST_PEER):
             raise
         # Another process failed, and has said why; torchrun ends this one while it waits.

@@ -122,7 +122,6 @@ def build_models(
     Raises:
         UserError: weights that do not fit, levels that cannot be paired, or a student that cannot inherit.
     """
-    config.check_teaching()
     student = _student(config.student, classes, say, fresh=fresh, description=description)
     if config.teacher is None or not (config.methods or fresh):
         return Models(DistilledStudent(student), None, "")

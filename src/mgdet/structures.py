@@ -66,7 +66,8 @@ class Target:
 
     boxes: (N, 4) float, xyxy.
     labels: (N,) int64, 0 .. num_classes - 1.
-    masks: (N, H, W) uint8 of zeros and ones, H x W at least the image's size; None where boxes suffice.
+    masks: (N, H, W) of zeros and ones, H x W at least the image's size; kept as uint8, whatever dtype is given. None
+        where boxes suffice.
     size: (h, w) of the image before padding.
     padded: (h, w) of the image with its own padding, before it joined a batch of larger ones. Cells beyond it count
         neither as objects nor as background. None: the image fills the batch.
@@ -77,6 +78,11 @@ class Target:
     masks: Tensor | None = None
     size: tuple[int, int] = field(kw_only=True)
     padded: tuple[int, int] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        # Masks are added and averaged: of two bools the sum is "or", and the loss would be wrong without a word.
+        if self.masks is not None and self.masks.dtype != torch.uint8:
+            self.masks = self.masks.to(torch.uint8)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
         """The same target with its tensors on `device`."""

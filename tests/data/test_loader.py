@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import time
 from itertools import islice
 
 import pytest
@@ -11,10 +12,10 @@ import torch
 from mgdet.data import loader, sampler
 from mgdet.data.coco import read_coco
 from mgdet.data.dataset import DetectionDataset
-from mgdet.errors import UserError
+from mgdet.errors import Stalled, TrainingError, UserError
 
 
-def open_train(data, workers, masks=True):
+def open_train(data, workers, masks=True, **options):
     dataset = DetectionDataset(read_coco(*data.write(), masks=masks), training=True, masks=masks)
     views = sampler.TrainSampler(
         dataset.portrait,
@@ -28,7 +29,7 @@ def open_train(data, workers, masks=True):
         short_edge_step=1,
         flip=0.5,
     )
-    return loader.train_loader(dataset, views, workers=workers, pin=False)
+    return loader.train_loader(dataset, views, workers=workers, pin=False, **options)
 
 
 def test_workers_change_nothing(small_data):
@@ -82,3 +83,79 @@ def test_workers_leave_ctrl_c_to_the_main_process(small_data):
     assert worker.is_alive()
     batches.close()
     assert not worker.is_alive()
+
+
+@pytest.fixture
+def hanging(monkeypatch):
+    """The second batch never comes; what takes seconds takes less."""
+
+    def hang(self, views, read=loader._BatchReader.__getitems__):
+        if hang.done:
+            while True:
+                time.sleep(100)
+        hang.done = True
+        return read(self, views)
+
+    hang.done = False
+    monkeypatch.setattr(loader._BatchReader, "__getitems__", hang)
+    monkeypatch.setattr(loader, "POLL", 0.05)
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+
+
+@pytest.mark.parametrize(("stopping", "limit"), [(False, "PATIENCE"), (True, "GRACE")])
+def test_a_worker_that_hangs_is_given_up_and_ended(small_data, hanging, monkeypatch, stopping, limit):
+    monkeypatch.setattr(loader, limit, 0.3)
+    batches = open_train(small_data, 1, stopping=lambda: stopping)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    started = time.monotonic()
+    with pytest.raises(Stalled, match="no images came for 0 seconds: a process that reads them hangs"):
+        next(batches)
+    assert time.monotonic() - started < 5
+    assert not worker.is_alive()
+
+
+def test_a_worker_that_hangs_keeps_nobody_who_leaves(small_data, hanging):
+    batches = open_train(small_data, 2)
+    next(batches)
+    workers = multiprocessing.active_children()
+    time.sleep(0.2)
+    started = time.monotonic()
+    batches.close()
+    assert time.monotonic() - started < 5
+    assert len(workers) == 2 and not any(worker.is_alive() for worker in workers)
+
+
+def test_a_slow_worker_is_waited_for(small_data, monkeypatch):
+    def slow(self, views, read=loader._BatchReader.__getitems__):
+        time.sleep(0.3)
+        return read(self, views)
+
+    monkeypatch.setattr(loader, "POLL", 0.05)
+    expected = [batch.files for batch in islice(open_train(small_data, 0), 3)]
+    monkeypatch.setattr(loader._BatchReader, "__getitems__", slow)
+    assert [batch.files for batch in islice(open_train(small_data, 1), 3)] == expected
+
+
+def test_shared_memory_that_is_full_is_one_sentence(small_data, monkeypatch):
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(TrainingError, match=r"no shared memory is left .*; enlarge /dev/shm .* --data\.workers 0$"):
+        next(open_train(small_data, 1))
+    next(open_train(small_data, 0))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pinned_batches_are_the_same_ones(small_data, workers):
+    dataset = DetectionDataset(read_coco(*small_data.write(), masks=True), training=True, masks=True)
+    views = [[sampler.View(i, 64, 64, False)] for i in range(2)]
+    plain, pinned = (
+        list(loader._batches(dataset, views, workers=workers, pin=pin, stopping=lambda: False)) for pin in (False, True)
+    )
+    for one, other in zip(plain, pinned, strict=True):
+        assert other.pixels.is_pinned() and all(target.masks.is_pinned() for target in other.targets)
+        assert torch.equal(one.pixels, other.pixels)
+        assert torch.equal(one.targets[0].boxes, other.targets[0].boxes)

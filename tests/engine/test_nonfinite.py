@@ -1,4 +1,4 @@
-"""A loss or a gradient that is no number: where it is found, what is kept, and what is left alone."""
+"""A loss or a gradient that is not a number: where it is found, what is kept, and what is left alone."""
 
 import math
 
@@ -43,7 +43,7 @@ def fail(tiny, tmp_path, capsys, monkeypatch):
 
 
 def poison(value):
-    """`value` as it is, but no number."""
+    """`value` as it is, but not a number."""
     return value * math.nan
 
 

@@ -1,6 +1,7 @@
 """Stopping a run anywhere, in any way, and going on with it changes nothing; and what may not be gone on with."""
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import time
 import pytest
 
 import mgdet.engine.loop as loop
+from mgdet.engine.checkpoint import State
 from mgdet.engine.step import Step
 from mgdet.errors import UserError
 from mgdet.files import sha256_of
@@ -167,7 +169,7 @@ class TestRefusals:
         path.write_text(json.dumps(content))
         config = tiny.config()
         config.data.root = str(tmp_path / "data")
-        assert "steps an epoch" in self.refused(config, stopped)
+        assert "steps per epoch" in self.refused(config, stopped)
 
     def test_another_setting(self, stopped, tiny):
         config = tiny.config()
@@ -178,7 +180,7 @@ class TestRefusals:
     def test_another_number_of_images(self, stopped, tiny):
         config = tiny.config()
         config.train.batch = 3
-        assert "2 images a step, here are 3" in self.refused(config, stopped)
+        assert "2 images per step, here are 3" in self.refused(config, stopped)
 
     def test_another_teacher(self, stopped, tiny, tmp_path):
         other = tmp_path / "other.pth"
@@ -203,6 +205,14 @@ class TestRefusals:
         state.write_bytes(state.read_bytes()[:1000])
         assert "state.pth cannot be resumed from" in self.refused(tiny.config(), tmp_path / "run")
 
+    @pytest.mark.parametrize("student", ["student_last.pth", "student_best.pth"])
+    def test_a_student_without_its_state(self, stopped, tiny, tmp_path, student):
+        shutil.copytree(stopped, tmp_path / "run")
+        (tmp_path / "run" / "state.pth").unlink()
+        (tmp_path / "run" / "student_last.pth").rename(tmp_path / "run" / student)
+        text = self.refused(tiny.config(), tmp_path / "run")
+        assert f"holds {student} but no state.pth, so it cannot be resumed; bring state.pth back" in text
+
     def test_weights_without_a_config(self, tiny, tmp_path):
         (tmp_path / "student_last.pth").write_bytes(b"precious")
         assert "holds weights but no config.json" in self.refused(tiny.config(), tmp_path, resume=False)
@@ -210,6 +220,20 @@ class TestRefusals:
     def test_a_damaged_config(self, tiny, tmp_path):
         (tmp_path / "config.json").write_text('{"student": 3}')
         assert "config.json is not a run's config: config" in self.refused(tiny.config(), tmp_path)
+
+
+def test_a_resumed_run_lets_go_of_what_it_loaded(stopped, tiny, tmp_path, monkeypatch):
+    """It is as large as the models and the optimizer together."""
+    shutil.copytree(stopped, tmp_path / "run")
+    kept = []
+
+    def look(run, loader):
+        gc.collect()
+        kept.extend(thing for thing in gc.get_objects() if type(thing) is State)
+
+    monkeypatch.setattr(loop.Run, "to_the_end", look)
+    train(tiny.config(), tmp_path / "run", resume=True)
+    assert kept == []
 
 
 def test_a_run_that_never_saved_starts_with_resume(whole, tiny, tmp_path):
@@ -291,5 +315,26 @@ def test_a_signal_to_the_whole_process_group(tiny, tmp_path, number, code):
     assert (process.returncode, err) == (code, "")
     assert "all is saved, --resume goes on from here" in out.splitlines()[-1]
     assert state_of(folder).step >= 8
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+@pytest.mark.slow
+def test_a_disk_that_hangs_keeps_no_run_from_leaving(tiny, tmp_path):
+    """A picture that is a pipe without a writer: reading it never ends, and the reader ignores SIGTERM."""
+    root, folder = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(tiny.root, root)
+    process = start([*arguments(tiny, folder, "--schedule.epochs", "500"), "--data.root", str(root)])
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and len(records(folder)) > 2, process)
+    for i in range(12):
+        (root / "train" / f"{i}.jpg").unlink()
+        os.mkfifo(root / "train" / f"{i}.jpg")
+    time.sleep(3)
+    step = state_of(folder).step
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (143, "")
+    assert "all is saved, --resume" in out.splitlines()[-1]
+    assert state_of(folder).step >= step
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)

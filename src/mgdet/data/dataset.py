@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,14 +79,17 @@ class DetectionDataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    def file(self, index: int) -> Path:
+        """The file of an image, by its position in `images`."""
+        return self.records.folder / self.records.files[int(self._indices[index])]
+
     def __getitem__(self, view: View) -> Example:
         """Reads one image with its objects.
 
         Raises:
             UserError: the image is missing, unreadable, truncated, or not of the size that the records give.
         """
-        index = int(self._indices[view.index])
-        path = self.records.folder / self.records.files[index]
+        index, path = int(self._indices[view.index]), self.file(view.index)
         image = read_image(path)
         check_size(self.records, index, image.shape[:2])
         rows = slice(int(self._starts[view.index]), int(self._starts[view.index + 1]))

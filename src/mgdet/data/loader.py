@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
-from collections.abc import Generator, Iterable, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import cv2
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from mgdet.data.batch import Batch, collate
 from mgdet.data.dataset import DetectionDataset
 from mgdet.data.sampler import TrainSampler
 from mgdet.data.transforms import View
-from mgdet.errors import UserError
+from mgdet.errors import Stalled, TrainingError, UserError, shortage
+
+PATIENCE, GRACE, POLL = 600.0, 5.0, 1.0
+"""Seconds that a batch may take; that it may take once the run was asked to stop; between two looks at the clock."""
+
+
+def _never() -> bool:
+    return False
 
 
 def train_loader(
-    dataset: DetectionDataset, sampler: TrainSampler, *, workers: int, pin: bool
+    dataset: DetectionDataset,
+    sampler: TrainSampler,
+    *,
+    workers: int,
+    pin: bool,
+    stopping: Callable[[], bool] = _never,
 ) -> Generator[Batch, None, None]:
-    """The batches of `sampler`, in its order and for ever.
+    """The batches of `sampler`, in its order and without end.
 
     The workers start with the first batch and stop when the iterator is closed or forgotten.
 
@@ -29,18 +43,21 @@ def train_loader(
         sampler: which views make a batch.
         workers: processes that read; 0 reads in this process.
         pin: put batches into page-locked memory, for a GPU.
+        stopping: was the run asked to stop? Then a worker that hangs is given up soon.
 
     Raises:
         UserError: by `next`, when an image cannot be read.
+        TrainingError: by `next`, when there is no shared memory left.
+        Stalled: by `next`, when a worker hangs.
     """
-    return _batches(dataset, sampler, workers=workers, pin=pin)
+    return _batches(dataset, sampler, workers=workers, pin=pin, stopping=stopping)
 
 
 def test_loader(
     dataset: DetectionDataset, views: Sequence[View], *, workers: int, pin: bool
 ) -> Generator[Batch, None, None]:
     """Batches of one image, in the order of `views`; arguments and errors as in `train_loader`."""
-    return _batches(dataset, [[view] for view in views], workers=workers, pin=pin)
+    return _batches(dataset, [[view] for view in views], workers=workers, pin=pin, stopping=_never)
 
 
 class _BatchReader:
@@ -52,15 +69,34 @@ class _BatchReader:
     def __init__(self, dataset: DetectionDataset) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, views: list[View]) -> Batch | UserError:
+    def __getitems__(self, views: list[View]) -> Batch | Exception:
         try:
-            return collate([self.dataset[view] for view in views])
+            batch = collate([self.dataset[view] for view in views])
+            if get_worker_info() is not None:
+                _share(batch)
+            return batch
         except UserError as error:
             return error
+        except (RuntimeError, MemoryError) as error:
+            if text := shortage(error):
+                return TrainingError(text)
+            raise
+
+
+def _share(batch: Batch) -> None:
+    """Moves pixels and masks to shared memory here: left to the queue's thread, a failure would be lost there."""
+    for tensor in (batch.pixels, *(target.masks for target in batch.targets)):
+        if tensor is not None:
+            tensor.share_memory_()
 
 
 def _batches(
-    dataset: DetectionDataset, views: Iterable[list[View]], *, workers: int, pin: bool
+    dataset: DetectionDataset,
+    views: Iterable[list[View]],
+    *,
+    workers: int,
+    pin: bool,
+    stopping: Callable[[], bool],
 ) -> Generator[Batch, None, None]:
     loader: DataLoader = DataLoader(
         _BatchReader(dataset),  # type: ignore[arg-type]
@@ -69,12 +105,41 @@ def _batches(
         collate_fn=_as_is,
         pin_memory=pin,
         worker_init_fn=_start_worker,
+        timeout=POLL if workers else 0,
         generator=torch.Generator(),  # its own, so that reading draws nothing from the run's
     )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    others = multiprocessing.active_children()
+    batches: Any = iter(loader)
+    processes = [process for process in multiprocessing.active_children() if process not in others]
+    try:
+        while (batch := _next(batches, stopping)) is not None:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    finally:
+        if processes:
+            for process in processes:
+                process.terminate = process.kill  # type: ignore[method-assign]  # SIGTERM does not end them
+            batches._shutdown_workers()
+
+
+def _next(batches: Iterator[Any], stopping: Callable[[], bool]) -> Any:
+    """The next batch, or None at the end; a worker that hangs is not waited for forever."""
+    started = time.monotonic()
+    while True:
+        try:
+            return next(batches, None)
+        except RuntimeError as error:
+            if "DataLoader timed out" not in str(error):
+                raise
+        except (ConnectionError, EOFError, FileNotFoundError) as error:  # it ended while it handed over a batch
+            raise RuntimeError("DataLoader worker exited unexpectedly") from error
+        waited = time.monotonic() - started
+        if waited > (GRACE if stopping() else PATIENCE):
+            raise Stalled(
+                f"no images came for {waited:.0f} seconds: a process that reads them hangs, as it does on a disk or a "
+                "network drive that no longer answers"
+            ) from None
 
 
 def _as_is(batch: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torchvision.io import decode_jpeg
 
+from mgdet.data.pictures import check_format, decode
 from mgdet.errors import UserError
 from mgdet.structures import Target
 
@@ -21,6 +22,7 @@ SIZE_DIVISOR = 32
 """Heights and widths of batches and of masks are multiples of this, the stride of a backbone's last stage."""
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_TAIL = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +63,13 @@ class Example:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Reads an image file of any format that OpenCV knows, turned upright if its EXIF data says so.
+    """Reads an image file of any format that OpenCV or Pillow knows, turned upright if its EXIF data says so.
 
     Returns:
         (h, w, 3) uint8, BGR.
 
     Raises:
-        UserError: the file is missing, unreadable, or truncated.
+        UserError: the file is missing, unreadable, or truncated, or its pixels have no known range.
     """
     try:
         data = path.read_bytes()
@@ -75,18 +77,30 @@ def read_image(path: Path) -> np.ndarray:
         raise UserError(f"image '{path}' cannot be read: {error.strerror or error}") from None
     if _truncated_jpeg(data):
         raise UserError(f"image '{path}' is truncated; copy it again")
+    return decode(data, path)
+
+
+def check_readable(path: Path) -> None:
+    """Refuses an image file that `read_image` would, as far as its first and last bytes tell.
+
+    Raises:
+        UserError: the file is missing, unreadable, truncated, or of an unknown format.
+    """
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise UserError(f"image '{path}' cannot be decoded: it is damaged, truncated or of an unknown format")
-    return image
+        with path.open("rb") as file:
+            head = file.read(2)
+            file.seek(max(0, path.stat().st_size - _TAIL))
+            whole = head != _JPEG_START or _JPEG_END in file.read()
+        if not whole and _truncated_jpeg(path.read_bytes()):
+            raise UserError(f"image '{path}' is truncated; copy it again")
+        check_format(path)
+    except OSError as error:
+        raise UserError(f"image '{path}' cannot be read: {error.strerror or error}") from None
 
 
 def _truncated_jpeg(data: bytes) -> bool:
     """OpenCV 4 fills the rest of a truncated JPEG with grey and says nothing, so look for the end ourselves."""
-    if not data.startswith(_JPEG_START) or _JPEG_END in data[-64:]:
+    if not data.startswith(_JPEG_START) or _JPEG_END in data[-_TAIL:]:
         return False
     try:  # no end where it belongs: cut off, or something else was appended
         decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))

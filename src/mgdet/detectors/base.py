@@ -47,6 +47,7 @@ class Detector(Face):
         super().__init__()
         self.backbone: Any = backbone
         self.num_classes, self.tap_channels, self.norm_eval = num_classes, channels, norm_eval
+        self.train()  # so that `norm_eval` holds from the start, also for who never calls `train()`
 
     def train(self, mode: bool = True) -> Detector:
         """Sets the training flag everywhere but, with `norm_eval`, on the backbone's batch norms."""

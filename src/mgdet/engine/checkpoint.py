@@ -1,12 +1,9 @@
-"""A run's folder: which run it holds, and everything needed to go on with it."""
+"""A run's folder: which run it holds, and everything needed to resume it."""
 
 from __future__ import annotations
 
 import dataclasses
-import errno
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from mgdet.config import Config
 from mgdet.errors import UserError
@@ -35,7 +33,7 @@ FREE_TO_CHANGE = (
     "train.tensorboard",
     "train.wandb",
 )
-"""What a resumed run may set anew. Images a step, steps an epoch, classes and the teacher's hash are checked apart.
+"""What a resumed run may set anew. Images per step, steps per epoch, classes and the teacher's hash are checked apart.
 
 Another split of the images of a step (`train.batch`, `train.accumulate`) draws the same images, but losses are
 normalised for each forward pass: the run goes on well, yet not bit-equal.
@@ -81,10 +79,10 @@ class State:
         atomic_write(folder / STATE_FILE, lambda file: torch.save(values, file))
 
     def check(self, folder: Path, *, images_per_step: int, steps_per_epoch: int, classes: Sequence[str]) -> None:
-        """Refuses to go on with data that would make another run of it.
+        """Refuses to resume with data that would make another run of it.
 
         Raises:
-            UserError: other classes, or another number of images a step or of steps an epoch.
+            UserError: other classes, or another number of images per step or of steps per epoch.
         """
         if self.classes != list(classes):
             raise UserError(
@@ -93,17 +91,17 @@ class State:
             )
         if self.images_per_step != images_per_step:
             raise UserError(
-                f"{folder} holds a run with {self.images_per_step} images a step, here are {images_per_step}; "
+                f"{folder} holds a run with {self.images_per_step} images per step, here are {images_per_step}; "
                 "change train.batch or train.accumulate so that they agree"
             )
         if self.steps_per_epoch != steps_per_epoch:
             raise UserError(
-                f"{folder} holds a run with {self.steps_per_epoch} steps an epoch, here are {steps_per_epoch}; "
+                f"{folder} holds a run with {self.steps_per_epoch} steps per epoch, here are {steps_per_epoch}; "
                 "give the training images that it began with"
             )
 
     def check_teacher(self, folder: Path, teacher_sha256: str) -> None:
-        """Refuses to go on with another teacher's file.
+        """Refuses to resume with another teacher's file.
 
         Raises:
             UserError: names both hashes.
@@ -116,7 +114,7 @@ class State:
 
     @classmethod
     def load(cls, folder: Path) -> State | None:
-        """Reads `state.pth` onto the CPU; None if the run had not come to its first save.
+        """Reads `state.pth` onto the CPU; None if there is none.
 
         Raises:
             UserError: the file is damaged, or another version wrote it.
@@ -137,7 +135,7 @@ def find_run(folder: Path, config: Config, *, resume: bool) -> State | None:
     Args:
         folder: the run's folder.
         config: the run as it is asked for.
-        resume: go on with the run there.
+        resume: resume the run there.
 
     Returns:
         Where the run stands; None if it starts.
@@ -150,17 +148,24 @@ def find_run(folder: Path, config: Config, *, resume: bool) -> State | None:
         raise UserError(f"{folder} holds weights but no {CONFIG_FILE}; choose another --run-dir")
     if old is not None:
         if not resume:
-            raise UserError(f"{folder} already holds a run; add --resume to go on with it, or choose another --run-dir")
+            raise UserError(f"{folder} already holds a run; add --resume to resume it, or choose another --run-dir")
         check_same_run(old, config, folder)
-    return State.load(folder) if resume else None
+    state = State.load(folder) if resume else None
+    students = [name for name in (LAST_FILE, BEST_FILE) if (folder / name).exists()]
+    if state is None and students:
+        raise UserError(
+            f"{folder} holds {students[0]} but no {STATE_FILE}, so it cannot be resumed; bring {STATE_FILE} back, or "
+            "choose another --run-dir (--student.weights takes the student as a start)"
+        )
+    return state
 
 
 def check_all_see_it(folder: Path, steps: Sequence[int]) -> None:
-    """Refuses to go on where processes find another state of the run in `folder`.
+    """Refuses to resume where processes find another state of the run in `folder`.
 
     Args:
         folder: the run's folder.
-        steps: of each process by rank, the step that it would go on from.
+        steps: of each process by rank, the step that it would resume from.
 
     Raises:
         UserError: they differ.
@@ -192,19 +197,19 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process trains in the folder.
     """
-    file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    lock = FileLock(folder / LOCK_FILE)
     try:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: forked workers would hold that one on
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise UserError(
-                    f"another process trains in {folder} right now; wait for it, stop it, or choose another --run-dir"
-                ) from None
-            # Else the file system has no locks.
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(
+            f"another process trains in {folder} right now; wait for it, stop it, or choose another --run-dir"
+        ) from None
+    except (OSError, NotImplementedError):
+        pass  # the file system has no locks
+    try:
         yield
     finally:
-        os.close(file)
+        lock.release()
 
 
 def write_config(folder: Path, config: Config) -> None:

@@ -117,7 +117,7 @@ class RunLog:
         Args:
             step: steps done.
             epoch: epochs done, with a fraction.
-            losses: the total first, then each loss; MGD's are named loss_mgd_*, one a level.
+            losses: the total first, then each loss; MGD's are named loss_mgd_*, one per level.
             lr: learning rate of this step.
             grad_norm: L2 norm before clipping.
             images_per_second: over all processes.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from mgdet.data.batch import Batch
 from mgdet.data.coco import read_coco
 from mgdet.data.dataset import DetectionDataset, check_same_classes
 from mgdet.data.loader import train_loader
+from mgdet.data.pictures import depth_notes
 from mgdet.data.sampler import TrainSampler
 from mgdet.data.shared import read_shared
 from mgdet.distributed import World
@@ -30,11 +30,12 @@ from mgdet.engine.checkpoint import (
     write_config,
 )
 from mgdet.engine.logging import RunLog
+from mgdet.engine.memory import peak_memory
 from mgdet.engine.nonfinite import stop_nonfinite
 from mgdet.engine.schedule import learning_rate
 from mgdet.engine.signals import Interrupted, StopRequest
 from mgdet.engine.step import Step, load_optimizer
-from mgdet.errors import UserError
+from mgdet.errors import Stalled, UserError
 from mgdet.evaluate.coco import check_truth, evaluate, run_detector
 from mgdet.interop.weights import save_checkpoint
 from mgdet.models import Models, build_models, describe, has_masks
@@ -57,8 +58,9 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
 
     Raises:
         UserError: bad input, said in one sentence.
-        TrainingError: a loss or the gradient is not finite.
+        TrainingError: a loss or the gradient is not finite, or images stopped coming.
     """
+    config.check_together()
     train_data, val_data = open_data(config, world)
     state = find_run(folder, config, resume=resume)
     step, evaluated = (state.step, state.evaluated) if state else (0, True)
@@ -84,7 +86,11 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
             steps_per_epoch=sampler.steps_per_epoch,
             classes=train_data.classes,
         )
-    notes = train_data.notes + val_data.notes
+    notes = [
+        *train_data.notes,
+        *val_data.notes,
+        *depth_notes([train_data.file(i) for i in range(min(8, len(train_data)))]),
+    ]
     torch.manual_seed(config.train.seed)
     models = world.in_turn(
         lambda: build_models(
@@ -118,12 +124,23 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
         for note in notes:
             log.message(note)
         run = Run(config, folder, world, log, stop, models, val_data, sampler.steps_per_epoch, state)
-        loader = train_loader(train_data, sampler, workers=config.data.workers, pin=world.device.type == "cuda")
+        if state is None:
+            run.save_state()  # from here on a run without its state has lost it
+        state = None  # it is as large as the models and the optimizer
+        loader = train_loader(
+            train_data,
+            sampler,
+            workers=config.data.workers,
+            pin=world.device.type == "cuda",
+            stopping=lambda: stop.signal > 0,
+        )
         with contextlib.closing(loader):
             try:
                 run.to_the_end(loader)
-            except Interrupted:
+            except (Interrupted, Stalled) as reason:
                 run.save()
+                if isinstance(reason, Stalled) and (not stop.signal or world.size > 1):
+                    raise  # the other processes wait in the middle of a step
                 log.message(f"stopped by {stop.name} after step {run.step:,}; all is saved, --resume goes on from here")
         world.barrier()
     return 128 + stop.signal if stop.signal else 0
@@ -273,7 +290,7 @@ class Run:
             lr=self.stepper.optimizer.param_groups[0]["lr"],
             images_per_second=steps * self.stepper.images_per_step / seconds,
             data_seconds=self._waited / steps,
-            memory_gib=_peak_memory(self.world.device),
+            memory_gib=peak_memory(self.world.device),
         )
         self.sums = {}
         self._restart_clock()
@@ -315,7 +332,7 @@ class Run:
                 self.best = score
                 self._save_student(BEST_FILE)
         self.evaluated = True
-        self._save_state()
+        self.save_state()
 
     def _somebody_stops(self) -> bool:
         """Was any process asked to stop? All call it together."""
@@ -325,7 +342,7 @@ class Run:
         """Saves the student and then the run: a run that dies between the two saves its student again."""
         if self.world.main:
             self._save_student(LAST_FILE)
-        self._save_state()
+        self.save_state()
 
     def _save_student(self, name: str) -> None:
         save_checkpoint(
@@ -336,7 +353,8 @@ class Run:
             description=describe(self.student.student),
         )
 
-    def _save_state(self) -> None:
+    def save_state(self) -> None:
+        """Saves the run without its student's file."""
         if self.world.main:
             State(
                 step=self.step,
@@ -359,10 +377,3 @@ class Run:
         self.stepper.scaler.load_state_dict(state.scaler)
         self.step, self.evaluated, self.best, self.sums = state.step, state.evaluated, state.best, state.sums
         self.log.message(f"resumed after step {self.step:,} of {self.total_steps:,}")
-
-
-def _peak_memory(device: torch.device) -> float:
-    """The most memory in use so far, in GiB: on the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,4 +1,4 @@
-"""What happens when a loss is no number: the run stops, and says and keeps what is needed to find out why."""
+"""What happens when a loss is not a number: the run stops, and says and keeps what is needed to find out why."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _describe(
     world: World,
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> str:
-    """The losses that are no numbers; for those that are sums over levels, which levels are to blame."""
+    """The losses that are not numbers; for those that are sums over levels, which levels are to blame."""
     device_batch = batch.to(world.device)
     with torch.no_grad(), autocast():
         maps = detector.pyramid(device_batch.images()).maps

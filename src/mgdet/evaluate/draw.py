@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
+from mgdet.evaluate.fonts import font_for, readable
 from mgdet.structures import Detections, Target
 
 _INK, _GRID, _PAPER = "#22262b", "#d9dde2", "#ffffff"
@@ -29,7 +29,7 @@ def draw_detections(
     Args:
         image: (H, W, 3) uint8, BGR; left as it is.
         detections: boxes xyxy in pixels of `image`, masks (N, H, W).
-        classes: names by label.
+        classes: names by label; one that no font here can write is drawn as its number, `#label`.
         score: detections below this score are left out.
         zoom: the image is first enlarged this many times, so that labels on small images stay small.
 
@@ -39,7 +39,8 @@ def draw_detections(
     kept = (detections.scores >= score).nonzero().flatten().tolist()
     boxes = detections.boxes.detach().float().cpu().numpy()[kept]
     labels = detections.labels.cpu().numpy()[kept]
-    texts = [f"{classes[label]} {detections.scores[index]:.2f}" for index, label in zip(kept, labels)]
+    names = readable(classes)
+    texts = [f"{names[label]} {detections.scores[index]:.2f}" for index, label in zip(kept, labels)]
     masks = None if detections.masks is None else detections.masks[kept].cpu().numpy()
     return _draw(image, boxes, labels, texts, masks, zoom)
 
@@ -59,11 +60,12 @@ def draw_target(image: np.ndarray, target: Target, classes: Sequence[str], *, zo
     labels = target.labels.cpu().numpy()
     masks = None if target.masks is None else target.masks[:, : image.shape[0], : image.shape[1]].cpu().numpy()
     boxes = target.boxes.detach().float().cpu().numpy()
-    return _draw(image, boxes, labels, [classes[label] for label in labels], masks, zoom)
+    names = readable(classes)
+    return _draw(image, boxes, labels, [names[label] for label in labels], masks, zoom)
 
 
 def comparison(rows: list[list[np.ndarray]], titles: Sequence[str]) -> np.ndarray:
-    """A grid on white: one row an image, one titled column a source.
+    """A grid on white: one row per image, one titled column per source.
 
     Args:
         rows: images (H, W, 3) uint8 BGR of any sizes, as many in each row as there are titles.
@@ -214,18 +216,12 @@ def _colour(label: int) -> tuple[int, int, int]:
     return round(255 * rgb[2]), round(255 * rgb[1]), round(255 * rgb[0])
 
 
-@lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans Bold, which comes with matplotlib, `size` pixels high."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf", size)
-
-
 def _fitting_font(texts: Sequence[str], widths: Sequence[int], size: int) -> ImageFont.FreeTypeFont:
     """The largest font of at most `size` in which each text is no wider than its width; 6 at least."""
-    size = max(size, 6)
-    while size > 6 and any(_text_size(text, _font(size))[0] > width for text, width in zip(texts, widths)):
+    size, letters = max(size, 6), "".join(texts)
+    while size > 6 and any(_text_size(t, font_for(letters, size))[0] > width for t, width in zip(texts, widths)):
         size -= 1
-    return _font(size)
+    return font_for(letters, size)
 
 
 def _text_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import cv2
+import numpy as np
 import torch
 
 from mgdet.config import Config
 from mgdet.data.batch import collate
 from mgdet.data.coco_names import COCO_CLASSES
-from mgdet.data.transforms import View, make_example, read_image
+from mgdet.data.pictures import depth_notes
+from mgdet.data.transforms import Example, View, check_readable, make_example, read_image
+from mgdet.detectors.face import Face
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import coco_results, detect
 from mgdet.evaluate.draw import draw_detections
+from mgdet.evaluate.fonts import can_write
+from mgdet.evaluate.sources import Picture, find_pictures, listed
 from mgdet.files import atomic_write
 from mgdet.interop.weights import Checkpoint, count_classes, read_checkpoint
 from mgdet.models import detector_from, load_detector
 from mgdet.structures import Detections
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 JSON_FILE = "detections.json"
+BATCH = 4
+"""Images per forward pass: enough for a GPU, while the pictures that wait for others of their size stay few."""
 
 
 def predict(
@@ -34,9 +44,12 @@ def predict(
     recipe: Config | None,
     out: Path,
     score: float,
+    batch: int = BATCH,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Finds objects in pictures; writes an annotated copy of each and `detections.json` into `out`.
+
+    Folders are walked, and the copies lie in `out` as the pictures lie in their folder. Each picture is decoded once.
 
     Args:
         source: a checkpoint file, its URL, or a run's folder.
@@ -44,68 +57,125 @@ def predict(
         recipe: the checkpoint's recipe; None for a checkpoint of mgdet, which holds its config.
         out: a folder without a `detections.json`.
         score: objects with at least this score are written, in [0, 1].
-        say: is told what was loaded and written.
+        batch: images per forward pass.
+        say: is told what was loaded, left out and written.
 
     Returns:
-        What `detections.json` holds: one dict an image with `file`, `picture`, `width`, `height` and `objects`, each
+        What `detections.json` holds: one dict per image with `file`, `picture`, `width`, `height` and `objects`, each
         with `class`, `label`, `score`, `box` xyxy in pixels of the file and, from mask detectors, `segmentation` RLE.
 
     Raises:
-        UserError: bad input, or `out` holds files of these names already.
+        UserError: bad input, or `out` holds files of these names already. Then nothing is left in `out`.
     """
     if not 0 <= score <= 1:
         raise UserError(f"--score is {score}; give a score from 0 to 1")
+    if batch < 1:
+        raise UserError(f"--batch is {batch}; give 1 or more")
     if (out / JSON_FILE).exists():
         raise UserError(f"{out} already holds {JSON_FILE}; give another --out")
-    files = list(_find(images))
-    pictures = _picture_names(files)
-    for name in pictures:
-        if (out / name).exists():
-            raise UserError(f"{out} already holds {name}, which would be written over; give another --out")
-    for file in files:
-        read_image(file)  # one that cannot be read is better found before the first picture is written
+    pictures, skipped = find_pictures(images)
+    for picture in pictures:
+        if (out / picture.copy).exists():
+            raise UserError(f"{out} already holds {picture.copy}, which would be written over; give another --out")
+    for picture in pictures:
+        check_readable(picture.file)  # what is found now is found before the first picture is written
     checkpoint = read_checkpoint(source)
     config = _config(checkpoint, recipe)
     classes = _classes(config, checkpoint)
     detector, line = load_detector(config.student, checkpoint, classes)
-    say(line)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    detector.to(device)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {out} cannot be made: {error.strerror}") from None
-    report = []
-    for file, name in zip(files, pictures):
-        image = read_image(file)
-        view = View(0, config.data.long_edge, config.data.short_edge[1], False)
-        found = _above(detect(detector, collate([make_example(image, view, file=str(file))]).to(device))[0], score)
-        _, encoded = cv2.imencode(".jpg", draw_detections(image, found, classes, score=score))
-        atomic_write(out / name, partial(_write, encoded.tobytes()))
-        report.append(
-            {"file": str(file), "picture": name, "width": image.shape[1], "height": image.shape[0]}
-            | {"objects": _objects(found, classes)}
-        )
-    atomic_write(out / JSON_FILE, lambda stream: stream.write(json.dumps(report, indent=1).encode()))
+    notes = [line, *depth_notes([picture.file for picture in pictures])]
+    if skipped:
+        files = "other files are" if skipped.total() > 1 else "other file is"
+        notes.append(f"{skipped.total():,} {files} left out: {listed(skipped)}")
+    if legend := [f"#{i} {name}" for i, name in enumerate(classes) if not can_write(name)]:
+        notes.append(f"no font here can write these classes, so the pictures show numbers: {', '.join(legend)}")
+    for note in notes:
+        say(note)
+    detector.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    report = _predict_all(detector, pictures, config, classes, out=out, score=score, batch=batch)
     total = sum(len(entry["objects"]) for entry in report)
     say(f"{total:,} objects in {len(report):,} images; pictures and {JSON_FILE} are in {out}")
     return report
 
 
-def _find(images: Sequence[str]) -> Iterator[Path]:
-    if not images:
-        raise UserError("no image is given; name image files, or folders of them")
-    for name in images:
-        path = Path(name)
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise UserError(f"the folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-            yield from inside
-        elif path.is_file():
-            yield path
-        else:
-            raise UserError(f"there is no image or folder '{path}'")
+def _predict_all(
+    detector: Face,
+    pictures: Sequence[Picture],
+    config: Config,
+    classes: Sequence[str],
+    *,
+    out: Path,
+    score: float,
+    batch: int,
+) -> list[dict[str, Any]]:
+    """Writes every picture and then the report, which it returns; or, where something fails, nothing."""
+    report: list[dict[str, Any]] = [{} for _ in pictures]
+    device = next(detector.parameters()).device
+    view = View(0, config.data.long_edge, config.data.short_edge[1], False, config.data.square)
+    written: list[Path] = []
+    was_there = out.exists()
+    _make_folder(out)
+    try:
+        for group in _groups(pictures, view, batch):
+            pixels = collate([waiting.example for waiting in group]).to(device)
+            for waiting, found in zip(group, detect(detector, pixels)):
+                kept = _above(found, score)
+                file, copy = pictures[waiting.index]
+                _, encoded = cv2.imencode(".jpg", draw_detections(waiting.image, kept, classes, score=score))
+                _make_folder((out / copy).parent)
+                atomic_write(out / copy, partial(_write, encoded.tobytes()))
+                written.append(out / copy)
+                height, width = waiting.image.shape[:2]
+                entry = {"file": str(file), "picture": copy.as_posix(), "width": width, "height": height}
+                report[waiting.index] = entry | {"objects": _objects(kept, classes)}
+        atomic_write(out / JSON_FILE, lambda stream: stream.write(json.dumps(report, indent=1).encode()))
+    except Exception:
+        for path in written:
+            path.unlink(missing_ok=True)
+        for folder, _, _ in [] if was_there else os.walk(out, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+        raise
+    return report
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A picture that waits for others of its size.
+
+    index: its place in the report.
+    image: (H, W, 3) uint8, BGR, as it was read.
+    example: it, as the detector sees it.
+    """
+
+    index: int
+    image: np.ndarray
+    example: Example
+
+
+def _groups(pictures: Sequence[Picture], view: View, batch: int) -> Iterator[list[_Waiting]]:
+    """The pictures in groups of one padded size and of `batch` each, only the last of a size may be smaller.
+
+    At most three times as many pictures wait in memory; then the largest group goes as it is.
+    """
+    waiting: defaultdict[tuple[int, int] | None, list[_Waiting]] = defaultdict(list)
+    for index, picture in enumerate(pictures):
+        image = read_image(picture.file)
+        example = make_example(image, view, file=str(picture.file))
+        size = example.target.padded
+        waiting[size].append(_Waiting(index, image, example))
+        if len(waiting[size]) == batch:
+            yield waiting.pop(size)
+        elif sum(map(len, waiting.values())) >= 3 * batch:
+            yield waiting.pop(max(waiting, key=lambda key: len(waiting[key])))
+    yield from waiting.values()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from None
 
 
 def _config(checkpoint: Checkpoint, recipe: Config | None) -> Config:
@@ -141,15 +211,3 @@ def _objects(found: Detections, classes: Sequence[str]) -> list[dict[str, Any]]:
 
 def _write(content: bytes, stream: BinaryIO) -> None:
     stream.write(content)
-
-
-def _picture_names(files: Sequence[Path]) -> list[str]:
-    """A name for the annotated copy of each file, with a number where two files have the same name."""
-    names: list[str] = []
-    for file in files:
-        name, number = f"{file.stem}.jpg", 1
-        while name in names:
-            number += 1
-            name = f"{file.stem}_{number}.jpg"
-        names.append(name)
-    return names
