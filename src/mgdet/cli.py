@@ -78,6 +78,8 @@ class TestArguments:
     """What to measure: bbox, segm or both; else what the recipe measures in training."""
     out: str = ""
     """Also write the detections to this file, in COCO's results format."""
+    ema: bool = False
+    """Take the copy that the file keeps under the name of an exponential moving average."""
 
 
 @dataclass(kw_only=True)
@@ -94,6 +96,8 @@ class PredictArguments:
     """Folder for the annotated pictures and detections.json."""
     score: float = 0.3
     """Only objects with at least this score."""
+    ema: bool = False
+    """Take the copy that the file keeps under the name of an exponential moving average."""
 
 
 @dataclass(kw_only=True)
@@ -104,6 +108,8 @@ class TransferArguments:
     """A checkpoint file, its URL, or a run's folder."""
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
     """The file to write: .pth as MMDetection reads it, or .safetensors."""
+    ema: bool = False
+    """Take the copy that the file keeps under the name of an exponential moving average."""
 
 
 @dataclass(kw_only=True)
@@ -215,7 +221,9 @@ def test(arguments: list[str]) -> int:
         return launch(parsed.devices, ["test", *arguments])
     with join() as world:
         out = Path(parsed.out) if parsed.out else None
-        test_checkpoint(config, parsed.checkpoint, metrics=parsed.eval, out=out, world=world, say=_print)
+        test_checkpoint(
+            config, parsed.checkpoint, metrics=parsed.eval, out=out, world=world, say=_print, ema=parsed.ema
+        )
     return 0
 
 
@@ -225,7 +233,7 @@ def transfer(arguments: list[str]) -> int:
 
     from mgdet.interop.transfer import transfer as run
 
-    _print(run(parsed.source, Path(parsed.out)))
+    _print(run(parsed.source, Path(parsed.out), ema=parsed.ema))
     return 0
 
 
@@ -236,7 +244,8 @@ def predict(arguments: list[str]) -> int:
     from mgdet.evaluate.predict import predict as run
 
     recipe = load_recipe(parsed.recipe) if parsed.recipe else None
-    run(parsed.checkpoint, parsed.images, recipe=recipe, out=Path(parsed.out), score=parsed.score, say=_print)
+    out = Path(parsed.out)
+    run(parsed.checkpoint, parsed.images, recipe=recipe, out=out, score=parsed.score, say=_print, ema=parsed.ema)
     return 0
 
 

@@ -35,6 +35,7 @@ def predict(
     out: Path,
     score: float,
     say: Callable[[str], None],
+    ema: bool = False,
 ) -> list[dict[str, Any]]:
     """Finds objects in pictures; writes an annotated copy of each and `detections.json` into `out`.
 
@@ -45,6 +46,7 @@ def predict(
         out: a folder without a `detections.json`.
         score: objects with at least this score are written, in [0, 1].
         say: is told what was loaded and written.
+        ema: as `read_checkpoint` takes it.
 
     Returns:
         What `detections.json` holds: one dict an image with `file`, `picture`, `width`, `height` and `objects`, each
@@ -64,7 +66,7 @@ def predict(
             raise UserError(f"{out} already holds {name}, which would be written over; give another --out")
     for file in files:
         read_image(file)  # one that cannot be read is better found before the first picture is written
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source, ema=ema)
     config = _config(checkpoint, recipe)
     classes = _classes(config, checkpoint)
     detector, line = load_detector(config.student, checkpoint, classes)

@@ -44,6 +44,7 @@ def test_checkpoint(
     out: Path | None,
     world: World,
     say: Callable[[str], None],
+    ema: bool = False,
 ) -> dict[str, CocoScores] | None:
     """Measures a checkpoint on the evaluation images of a recipe, in float32.
 
@@ -54,6 +55,7 @@ def test_checkpoint(
         out: where the detections go in COCO's results format; None for nowhere.
         world: this process among the others.
         say: is told what was loaded and the tables; by the first process only.
+        ema: as `read_checkpoint` takes it.
 
     Returns:
         The scores for each metric on rank 0, None on other ranks.
@@ -76,7 +78,7 @@ def test_checkpoint(
     root = Path(config.data.root)
     dataset = CocoDataset(root / config.data.val_annotations, root / config.data.val_images, training=False)
     check_truth(dataset.annotations, metrics)
-    checkpoint = world.in_turn(lambda: read_checkpoint(source))
+    checkpoint = world.in_turn(lambda: read_checkpoint(source, ema=ema))
     detector, line = load_detector(config.student, checkpoint, dataset.classes)
     with _progress(world) as progress:
         task = progress.add_task("testing", total=None)
