@@ -17,6 +17,9 @@ STRIDES = [4, 8, 16, 32]
 TILE = (32, 32)
 PROBES = ((64, 96), (96, 160))
 """Image sizes (H, W) that every backbone is tried at: not square, and odd in the last stage, where windows must pad."""
+LONG_PROBES = ((32, 1344), (1344, 32))
+"""As long as a detector's images are, for what may have a table of positions that ends before."""
+SIZELESS = (nn.Conv2d, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 ANY_SIZE: dict[str, Any] = {"strict_img_size": False, "always_partition": True}
 """Timm's window transformers then take images of any size, with the windows and shifts of large ones."""
 ADVICE = "try resnet50 or convnext_tiny"
@@ -130,7 +133,8 @@ def _fit(network: Any, name: str) -> nn.Module:
         UserError: the network takes no such images, or gives maps of other shapes.
     """
     height, width = native = tuple(network.pretrained_cfg.get("input_size", (3, 224, 224))[1:])
-    layout, reason = _layout(network, PROBES)
+    sizeless = all(isinstance(module, SIZELESS) for module in network.modules() if _holds_parameters(module))
+    layout, reason = _layout(network, PROBES if sizeless else PROBES + LONG_PROBES)
     if layout is not None:
         return Fitted(network, TILE, layout) if any(layout) else network
     layout, _ = _layout(network, ((height, 2 * width), (2 * height, width))) if _tiles(native) else (None, "")
@@ -138,10 +142,14 @@ def _fit(network: Any, name: str) -> nn.Module:
         return Fitted(network, native, layout)
     if _layout(network, (native,))[0] is not None:
         raise UserError(
-            f"timm's '{name}' takes only images of {height} x {width} pixels, a detector needs every multiple of 32; "
-            f"{ADVICE}"
+            f"timm's '{name}' is made for images of {height} x {width} pixels and fails at others, a detector needs "
+            f"every multiple of 32; {ADVICE}"
         )
     raise UserError(f"timm's '{name}' cannot give maps of strides {STRIDES} for every image size ({reason}); {ADVICE}")
+
+
+def _holds_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(recurse=False), None) is not None
 
 
 def _tiles(size: tuple[int, int]) -> bool:
