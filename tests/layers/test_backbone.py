@@ -147,9 +147,9 @@ def test_all_families_of_timm_work_or_say_why_not(capsys):
     for outcome, name in expected:
         try:
             backbone = build_backbone(name, frozen_stages=1)
-            for size in ((64, 64), (224, 352), (64, 1344)):
+            for size in ((64, 64), (160, 352)):
                 check_maps(backbone.eval(), *size)
-            sum(x.sum() for x in backbone.train()(torch.randn(2, 3, 96, 128))).backward()
+            sum(x.sum() for x in backbone.train()(torch.randn(2, 3, 64, 96))).backward()
             gradients = [p.grad is not None for p in backbone.parameters() if p.requires_grad]
             said = (
                 "works" if 0 < sum(gradients) == len(gradients) < len(list(backbone.parameters())) else "no gradients"
