@@ -315,6 +315,7 @@ def test_prefixes_in_any_nesting(prefix, companion, tmp_path):
         (lambda w: {"state_dict": {f"model.{k}": v for k, v in w.items()} | {"loss.weight": w["neck.lateral.bias"]}},
          {"other": 1}),
         (lambda w: {"state_dict": w | {"data_preprocessor.mean": torch.zeros(3)}}, {"data preprocessor": 1}),
+        (lambda w: {"state_dict": w | {"teacher_model.neck.a": torch.zeros(3)}}, {"teacher": 1}),
     ],
 )  # fmt: skip
 def test_weights_under_other_keys_and_beside_other_things(content, left_out, tmp_path):
@@ -358,6 +359,16 @@ def test_the_ema_copy_is_taken_where_asked_and_the_line_says_which(name, tmp_pat
     line = load_checkpoint(forged.TinyDetector(), checkpoint).line()
     assert "; taken: the EMA copy under " in line
     assert ("weights before averaging" in line) == name.startswith("mmdetection")
+
+
+def test_old_names_of_offsets_have_an_ema_copy_too(tmp_path):
+    names = ["backbone.layer2.0.conv2_offset.weight", "bbox_head.retina_cls.weight"]
+    weights = {name: torch.zeros(1) for name in names} | {f"ema_{n.replace('.', '_')}": torch.ones(1) for n in names}
+    torch.save({"state_dict": weights}, tmp_path / "a.pth")
+    for ema in (False, True):
+        taken = read_checkpoint(tmp_path / "a.pth", ema=ema).state_dict
+        assert list(taken) == ["backbone.layer2.0.conv2.conv_offset.weight", "bbox_head.retina_cls.weight"]
+        assert all(value == ema for value in taken.values())
 
 
 def test_an_ema_copy_that_is_not_there_is_said(tmp_path):

@@ -21,6 +21,7 @@ EMA_DICTS = ("ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema"
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
 STUDENTS = {"student.": "mgd training", "architecture.": "mmrazor training"}
 """Prefixes of the student in the checkpoint of a distiller, and what such a file is."""
+TEACHERS = ("teacher.", "teacher_model.")
 EMA_PARTS = ("ema.", "ema_model.", "model_ema.", "averaged_model.")
 COUNTERS = ("steps", "n_averaged", "updates", "num_updates")
 """What averages count beside the weights."""
@@ -104,11 +105,11 @@ def _first_dict(content: Mapping[Any, Any], keys: Iterable[str]) -> str:
 
 def plain_names(state_dict: Mapping[Any, Any]) -> Sorted:
     """Takes off every prefix that wraps a model, in any nesting, and sets aside what is not the model."""
-    names = {_modern(str(name)): value for name, value in state_dict.items()}
-    result = Sorted(names)
+    result = Sorted({str(name): value for name, value in state_dict.items()})
     for _ in range(NESTING):
         if not (_set_aside(result) or _unwrap(result)):
             break
+    result.weights = {_modern(name): value for name, value in result.weights.items()}
     return result
 
 
@@ -118,7 +119,7 @@ def _modern(name: str) -> str:
 
 
 def _set_aside(result: Sorted) -> bool:
-    """Moves the EMA's copy, the preprocessor's constants and counters out of the weights; has anything changed?"""
+    """Moves the EMA's copy, teachers, the preprocessor's constants and counters out; has anything changed?"""
     names = result.weights
     spelled = {f"ema_{name.replace('.', '_')}": name for name in names}
     ema: dict[str, Any] = {}
@@ -130,6 +131,8 @@ def _set_aside(result: Sorted) -> bool:
             ema[spelled[name] if name in spelled else name.removeprefix(part)] = value
         elif name.startswith("data_preprocessor."):
             dropped["data preprocessor"] += 1
+        elif name.startswith(TEACHERS):
+            dropped["teacher"] += 1
         elif name in COUNTERS:
             dropped["counter"] += 1
         else:
@@ -174,8 +177,6 @@ def _keep(result: Sorted, prefix: str) -> None:
 
 
 def _sort_of_companion(name: str) -> str:
-    if name.startswith("teacher."):
-        return "teacher"
     if name.startswith("distill_losses."):
         return "generator"
     return "stored feature map" if name.startswith(("student_", "teacher_")) else "other"
