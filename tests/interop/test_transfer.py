@@ -157,3 +157,11 @@ def test_a_distiller_of_mmrazor_gives_its_student(tmp_path):
     assert "an MMRazor training checkpoint" in text
     assert f"left out {len(forged.state())} teacher tensors" in text
     assert forged.same(read_checkpoint(tmp_path / "b.pth").state_dict, forged.state(1))
+
+
+def test_a_described_detector_is_written_with_its_description(tmp_path):
+    weights, described = {"library.a": torch.zeros(2)}, {"name": "retinanet"}
+    save_checkpoint(tmp_path / "a.pth", weights, classes=("a",), config=CONFIG, description=described)
+    transfer(tmp_path / "a.pth", tmp_path / "b.safetensors")
+    assert read_checkpoint(tmp_path / "b.safetensors").description == described
+    assert forged.same(read_checkpoint(tmp_path / "b.safetensors").state_dict, weights)

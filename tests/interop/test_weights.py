@@ -439,3 +439,53 @@ def test_names_of_a_file_stay_on_one_line(tmp_path):
 def test_tensors_that_repeat_one_number_too_often(tmp_path):
     torch.save({"backbone.a": torch.zeros(1).expand(1 << 20, 1 << 20)}, tmp_path / "a.pth")
     assert "claims tensors of 4096 GiB" in refusal(read_checkpoint, tmp_path / "a.pth")
+
+
+LIBRARY = {
+    "model.backbone.conv1.weight": torch.zeros(4, 3, 3, 3),
+    "model.encoder.layers.0.weight": torch.zeros(4),
+    "model.decoder.class_embed.weight": torch.zeros(3, 4),
+}
+"""Names as transformers gives them, where `model.` is a part of the detector."""
+
+
+class Library(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        for name, value in LIBRARY.items():
+            self.get_submodule_or_make(name.split(".")[:-1]).register_buffer("weight", torch.ones_like(value))
+
+    def get_submodule_or_make(self, parts: list[str]) -> torch.nn.Module:
+        module: torch.nn.Module = self
+        for part in parts:
+            if part not in dict(module.named_children()):
+                module.add_module(part, torch.nn.Module())
+            module = module.get_submodule(part)
+        return module
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_another_librarys_names_stay(wrapped, tmp_path):
+    prefix = "module." if wrapped else ""
+    torch.save({f"{prefix}{name}": value for name, value in LIBRARY.items()}, tmp_path / "a.pth")
+    checkpoint = read_checkpoint(tmp_path / "a.pth")
+    assert forged.same(checkpoint.state_dict, LIBRARY)
+    report = load_checkpoint(Library(), checkpoint)
+    assert (report.matched, report.missing, report.unexpected) == (3, [], [])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_described_detector_keeps_its_names(suffix, tmp_path):
+    weights = {f"library.{name.removeprefix('model.')}": value for name, value in LIBRARY.items()}
+    save_checkpoint(tmp_path / f"a{suffix}", weights, classes=("a",), config=None, description={"name": "x"})
+    checkpoint = read_checkpoint(tmp_path / f"a{suffix}")
+    assert forged.same(checkpoint.state_dict, weights)
+    assert checkpoint.description == {"name": "x"}
+
+
+def test_our_own_state_gives_its_student_under_its_own_names(tmp_path):
+    student = {f"student.library.{name}": value for name, value in forged.state(1).items()}
+    torch.save({"model": student | {"distill_losses.a": torch.zeros(1)}, "teacher_sha256": ""}, tmp_path / "state.pth")
+    checkpoint = read_checkpoint(tmp_path / "state.pth")
+    assert forged.same(checkpoint.state_dict, {f"library.{name}": value for name, value in forged.state(1).items()})
+    assert checkpoint.left_out == {"generator": 1, "teacher_sha256": 0}

@@ -18,7 +18,10 @@ DICTS = ("state_dict", "model_state_dict", "model", "net", "weights", "module")
 """Keys under which tools save the weights; the first that holds a dict is taken."""
 EMA_DICTS = ("ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema", "ema_weights")
 """Keys under which they save a moving average of the weights, or what that is an average of."""
-WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
+PURE_WRAPPERS, WRAPPERS = ("module.", "_orig_mod."), ("model.", "net.")
+"""Prefixes that only wrap; and those that may also be a part of another library's detector."""
+OTHER_LIBRARIES = ("encoder.", "decoder.")
+"""Parts that `model.` has in transformers' detectors, which need the prefix."""
 STUDENTS = {"student.": "mgd training", "architecture.": "mmrazor training"}
 """Prefixes of the student in the checkpoint of a distiller, and what such a file is."""
 TEACHERS = ("teacher.", "teacher_model.")
@@ -103,9 +106,19 @@ def _first_dict(content: Mapping[Any, Any], keys: Iterable[str]) -> str:
     return next((key for key in keys if isinstance(content.get(key), Mapping)), "")
 
 
-def plain_names(state_dict: Mapping[Any, Any]) -> Sorted:
-    """Takes off every prefix that wraps a model, in any nesting, and sets aside what is not the model."""
+def plain_names(state_dict: Mapping[Any, Any], *, own: bool = False) -> Sorted:
+    """Takes off every prefix that wraps a model, in any nesting, and sets aside what is not the model.
+
+    Args:
+        state_dict: under the names of the file.
+        own: did this package write the names, perhaps of another library's detector? Then only a student's prefix goes.
+    """
     result = Sorted({str(name): value for name, value in state_dict.items()})
+    if own:
+        if any(name.startswith("student.") for name in result.weights):
+            result.kind = STUDENTS["student."]
+            _keep(result, "student.")
+        return result
     for _ in range(NESTING):
         if not (_set_aside(result) or _unwrap(result)):
             break
@@ -157,9 +170,10 @@ def _unwrap(result: Sorted) -> bool:
     if any(name.startswith("backbone.") for name in names):
         return False
     unknown = {name[: name.index(".backbone.") + 1] for name in names if ".backbone." in name}
-    for prefix in (*WRAPPERS, *(unknown if len(unknown) == 1 else ())):
+    for prefix in (*PURE_WRAPPERS, *WRAPPERS, *(unknown if len(unknown) == 1 else ())):
         inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-        if inside and (len(inside) == len(names) or is_detector(inside)):
+        sure = prefix in PURE_WRAPPERS or not any(name.startswith(OTHER_LIBRARIES) for name in inside)
+        if inside and ((len(inside) == len(names) and sure) or is_detector(inside)):
             _keep(result, prefix)
             return True
     return False
@@ -177,6 +191,8 @@ def _keep(result: Sorted, prefix: str) -> None:
 
 
 def _sort_of_companion(name: str) -> str:
+    if name.startswith(TEACHERS):
+        return "teacher"
     if name.startswith("distill_losses."):
         return "generator"
     return "stored feature map" if name.startswith(("student_", "teacher_")) else "other"

@@ -41,12 +41,20 @@ def transfer(source: str | Path, out: Path, *, ema: bool = False) -> str:
         raise UserError(f"the folder {out.parent} of {out.name} does not exist; make it first")
     checkpoint = read_checkpoint(source, ema=ema)
     _check_detector(checkpoint)
-    save_checkpoint(out, checkpoint.state_dict, classes=checkpoint.classes, config=checkpoint.config)
+    save_checkpoint(
+        out,
+        checkpoint.state_dict,
+        classes=checkpoint.classes,
+        config=checkpoint.config,
+        description=checkpoint.description,
+    )
     return f"{_read_line(checkpoint)}\n{_written_line(checkpoint, out)}"
 
 
 def _check_detector(checkpoint: Checkpoint) -> None:
     """Refuses weights that no detector could load afterwards."""
+    if checkpoint.description is not None:
+        return
     if checkpoint.kind == "backbone":
         raise UserError(
             f"{checkpoint.path} holds a backbone, not a detector, so there is nothing to transfer; train from it with "

@@ -34,7 +34,9 @@ from mgdet.interop.names import (
 )
 from mgdet.interop.safe_pickle import StandIn, load_untrusted
 
-METADATA = ("CLASSES", "classes", "mgdet", "mgdet_detector")
+DESCRIPTION, OWN_STATE = "mgdet_detector", "teacher_sha256"
+"""Signs of this package: the key of a foreign detector's description in `meta`, and one of `state.pth`."""
+METADATA = ("CLASSES", "classes", "mgdet", DESCRIPTION)
 SWAPPING = frozenset(("mmdet_version", "mmcv_version", "mmengine_version"))
 """Signs of MMDetection and MMEngine, which save the average as the weights, and the weights as the average."""
 REPEATED_BYTES = 2 << 30
@@ -122,7 +124,8 @@ def read_checkpoint(source: str | Path, *, ema: bool = False) -> Checkpoint:
     tensors = {name: _plain(path, name, value) for name, value in weights.items()}
     _check_sizes(path, tensors)
     config = found.meta.get("mgdet")
-    backbone = None if kind or "mgdet" in found.meta else backbone_names(tensors)
+    own = kind or "mgdet" in found.meta or DESCRIPTION in found.meta
+    backbone = None if own else backbone_names(tensors)
     return Checkpoint(
         path=path,
         sha256=sha256_of(path),
@@ -133,7 +136,7 @@ def read_checkpoint(source: str | Path, *, ema: bool = False) -> Checkpoint:
         entries=entries,
         left_out=dict(left_out) | dict.fromkeys(found.rest, 0),
         taken=taken,
-        description=dict(described) if isinstance(described := found.meta.get("mgdet_detector"), Mapping) else None,
+        description=dict(described) if isinstance(described := found.meta.get(DESCRIPTION), Mapping) else None,
     )
 
 
@@ -147,7 +150,7 @@ def _choose(path: Path, found: Found, ema: bool) -> tuple[dict[str, Any], Counte
             names.kind,
             f"the EMA copy under '{found.ema_key}', as the file has no other",
         )
-    names = plain_names(found.weights)
+    names = plain_names(found.weights, own=DESCRIPTION in found.meta or OWN_STATE in found.rest)
     copy, place = names.ema, "under the ema names"
     if found.ema is not None:
         copy, place = plain_names(found.ema).weights, f"under '{found.ema_key}'"
@@ -251,7 +254,7 @@ def load_checkpoint(
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     ours = detector.state_dict()
     theirs, beside = checkpoint.state_dict, set[str]()
-    if checkpoint.kind == "backbone":
+    if checkpoint.kind == "backbone" and ours.keys().isdisjoint(theirs):
         theirs, beside = into_backbone(theirs, ours)
     fitting = {name: value for name, value in theirs.items() if name in ours and value.shape == ours[name].shape}
     report = LoadReport(
@@ -362,7 +365,7 @@ def save_checkpoint(
     if config is not None:
         meta["mgdet"] = config
     if description is not None:
-        meta["mgdet_detector"] = description
+        meta[DESCRIPTION] = description
 
     def write(file: BinaryIO) -> None:
         if path.suffix == ".safetensors":
