@@ -448,6 +448,38 @@ class TestTransfer:
             assert f"{kind}.pth" in refused("transfer", spoil_file(tiny, folder, kind), "out.pth")
 
 
+class TestEma:
+    """`--ema` of the three commands that read a finished checkpoint."""
+
+    @pytest.fixture
+    def both(self, tiny, folder):
+        content = torch.load(tiny.teacher, weights_only=True)
+        average = {f"ema_{name.replace('.', '_')}": value * 2 for name, value in content["state_dict"].items()}
+        torch.save(content | {"state_dict": content["state_dict"] | average}, folder / "both.pth")
+        return folder / "both.pth"
+
+    @pytest.mark.parametrize("ema", [False, True])
+    def test_one_copy_is_taken_and_said(self, ema, both, tiny, folder, capsys):
+        option = ["--ema"] if ema else []
+        said = "taken: the EMA copy under the ema names" if ema else "taken: the weights under their own names"
+        assert main(["test", "tiny:alone", str(both), "--data.root", str(tiny.root), *option]) == 0
+        assert said in capsys.readouterr().out
+        assert main(["predict", str(both), str(tiny.root / "val"), "--out", "pictures", *option]) == 0
+        assert said in capsys.readouterr().out
+        assert main(["transfer", str(both), "out.pth", *option]) == 0
+        assert said in capsys.readouterr().out
+        plain, written = read_checkpoint(tiny.teacher), read_checkpoint(folder / "out.pth")
+        assert_same_tensors(written.state_dict, {n: v * 2 if ema else v for n, v in plain.state_dict.items()})
+
+    def test_a_copy_that_is_not_there_is_refused(self, tiny, folder, refused):
+        for arguments in (
+            ["test", "tiny:alone", tiny.teacher, "--data.root", tiny.root],
+            ["predict", tiny.teacher, tiny.root / "val"],
+            ["transfer", tiny.teacher, "out.pth"],
+        ):
+            assert "holds no EMA copy of its weights; leave --ema out" in refused(*arguments, "--ema")
+
+
 class TestPredict:
     def test_pictures_and_one_json(self, tiny, folder, capsys):
         images = [str(tiny.root / "val"), str(tiny.root / "train" / "0.jpg")]

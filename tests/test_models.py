@@ -53,6 +53,17 @@ def test_a_backbone_file_fills_the_backbone_and_names_the_rest(tiny, tmp_path):
     assert f"{len(backbone)} tensors loaded, {len(rest)} missing ({rest[0]}, " in said[0]
 
 
+def test_a_classifier_with_prefixes_is_a_start_for_the_backbone(tiny, tmp_path):
+    backbone = detector_from(model(), 3).backbone.state_dict()
+    weights = {f"backbone.{name}": value for name, value in backbone.items()} | {"head.fc.weight": torch.zeros(10, 4)}
+    torch.save({"state_dict": {f"module.{name}": value for name, value in weights.items()}}, tmp_path / "a.pth")
+    config, said = tiny.config(distil=False), []
+    config.student.weights = str(tmp_path / "a.pth")
+    student = start(config, said=said).student.student
+    assert all(torch.equal(student.backbone.state_dict()[name], value) for name, value in backbone.items())
+    assert "1 unexpected (head.fc.weight)" in said[-1]
+
+
 def test_a_backbone_file_of_another_backbone_says_so(tiny, tmp_path):
     torch.save(dict(detector_from(model("resnet10t"), 3).backbone.state_dict()), tmp_path / "backbone.pth")
     config = tiny.config(distil=False)

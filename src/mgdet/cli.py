@@ -85,6 +85,8 @@ class TestArguments:
     """What to measure: bbox, segm or both; else what the recipe measures in training."""
     out: str = ""
     """Also write the detections to this file, in COCO's results format."""
+    ema: bool = False
+    """Take the copy that the file keeps under the name of an exponential moving average."""
 
 
 @dataclass(kw_only=True)
@@ -103,6 +105,8 @@ class PredictArguments:
     """Only objects with at least this score."""
     batch: int = 4
     """Images per forward pass."""
+    ema: bool = False
+    """Take the copy that the file keeps under the name of an exponential moving average."""
 
 
 @dataclass(kw_only=True)
@@ -113,6 +117,8 @@ class TransferArguments:
     """A checkpoint file, its URL, or a run's folder."""
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
     """The file to write: .pth as MMDetection reads it, or .safetensors."""
+    ema: bool = False
+    """Take the copy that the file keeps under the name of an exponential moving average."""
 
 
 @dataclass(kw_only=True)
@@ -236,7 +242,9 @@ def test(arguments: list[str]) -> int:
         return launch(parsed.devices, ["test", *arguments])
     with join() as world:
         out = Path(parsed.out) if parsed.out else None
-        test_checkpoint(config, parsed.checkpoint, metrics=parsed.eval, out=out, world=world, say=_print)
+        test_checkpoint(
+            config, parsed.checkpoint, metrics=parsed.eval, out=out, world=world, say=_print, ema=parsed.ema
+        )
     return 0
 
 
@@ -246,7 +254,7 @@ def transfer(arguments: list[str]) -> int:
 
     from mgdet.interop.transfer import transfer as run
 
-    _print(run(parsed.source, Path(parsed.out)))
+    _print(run(parsed.source, Path(parsed.out), ema=parsed.ema))
     return 0
 
 
@@ -266,6 +274,7 @@ def predict(arguments: list[str]) -> int:
         score=parsed.score,
         batch=parsed.batch,
         say=_print,
+        ema=parsed.ema,
     )
     return 0
 

@@ -9,6 +9,7 @@ import http.client
 import os
 import re
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +22,8 @@ from torch import Tensor
 from mgdet.errors import UserError, nearest
 
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
-TIMEOUT_SECONDS = 20
+REACH_SECONDS = 8
+"""How long a server may take to answer, its name's look-up and all its addresses together."""
 RUN_FILES = ("student_best.pth", "student_last.pth")
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
@@ -88,20 +90,50 @@ def _download(url: str) -> Path:
     advice = f"bring the file {name} from a machine with a network and put it at {path}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
-            length = answer.headers.get("Content-Length")
+        length = reach(url)
         torch.hub.download_url_to_file(url, str(path), prefix, progress=sys.stderr.isatty())
     except RuntimeError:
         raise UserError(
             f"{url} gave a file whose SHA-256 does not start with {prefix}; try again, or {advice}"
         ) from None
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise UserError(f"{url} cannot be downloaded ({_reason(error)}); {advice}") from None
+        raise UserError(f"{url} cannot be downloaded ({reason_of(error)}); {advice}") from None
     if length and path.stat().st_size != int(length):
         size = path.stat().st_size
         path.unlink()
         raise UserError(f"{url} gave only {size} of {length} bytes; try again, or {advice}")
     return path
+
+
+def reach(url: str) -> str | None:
+    """Asks a server for a URL and waits at most `REACH_SECONDS`; the system may look up a name for much longer.
+
+    Returns:
+        What the server gives as the length of the file, in bytes, if it does.
+
+    Raises:
+        OSError: there is no answer in time, or it is an error.
+        ValueError: this is no URL.
+        HTTPException: what answers does not speak HTTP.
+    """
+    answers: list[str | None] = []
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=REACH_SECONDS) as answer:
+                answers.append(answer.headers.get("Content-Length"))
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(REACH_SECONDS)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise TimeoutError(f"no answer in {REACH_SECONDS} seconds")
+    return answers[0]
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -130,7 +162,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
             raise
         if cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(f"no space is left to write {path}; what was there is untouched") from None
-        raise UserError(f"{path} cannot be written: {_reason(cause)}") from None
+        raise UserError(f"{path} cannot be written: {reason_of(cause)}") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -143,5 +175,6 @@ def _os_error(error: BaseException | None) -> OSError | None:
     return error
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What went wrong with a network or a file, in few words."""
     return str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error or type(error).__name__)

@@ -81,11 +81,12 @@ def test_mmdetection_3_file_becomes_plain(tmp_path, zipped):
 
 
 def test_old_offsets_are_written_under_their_new_name(tmp_path):
-    old = {"backbone.layer2.0.conv2_offset.weight": torch.ones(27, 4, 3, 3)}
+    head = {"bbox_head.retina_cls.bias": torch.zeros(9)}
+    old = {"backbone.layer2.0.conv2_offset.weight": torch.ones(27, 4, 3, 3)} | head
     torch.save({"meta": {"CLASSES": ("a",)}, "state_dict": old}, tmp_path / "a.pth")
     transfer(tmp_path / "a.pth", tmp_path / "b.pth")
     written = torch.load(tmp_path / "b.pth", weights_only=True)["state_dict"]
-    assert list(written) == ["backbone.layer2.0.conv2.conv_offset.weight"]
+    assert list(written) == ["backbone.layer2.0.conv2.conv_offset.weight", *head]
 
 
 def test_missing_class_names_are_said(tmp_path):
@@ -119,3 +120,48 @@ def test_bad_source_leaves_no_file(tmp_path):
     with pytest.raises(UserError, match="not a checkpoint"):
         transfer(tmp_path / "a.pth", tmp_path / "b.pth")
     assert not (tmp_path / "b.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("weights", "part"),
+    [
+        ({"conv1.weight": torch.zeros(4, 3, 3, 3), "fc.weight": torch.zeros(5, 4)}, "holds a backbone"),
+        ({"backbone.conv1.weight": torch.zeros(4, 3, 3, 3), "head.fc.weight": torch.zeros(5, 4)}, "holds a backbone"),
+        ({"a": torch.zeros(3), "b.c": torch.zeros(2)}, "holds no detector under MMDetection's names, only a, b.c"),
+        ({name: v for name, v in forged.state().items() if "bbox_head" not in name}, "holds no detector"),
+        ({name: v for name, v in forged.state().items() if "backbone" not in name}, "holds no detector"),
+    ],
+)
+def test_what_is_no_detector_is_refused(weights, part, tmp_path):
+    torch.save({"state_dict": weights}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=part):
+        transfer(tmp_path / "a.pth", tmp_path / "b.pth")
+    assert not (tmp_path / "b.pth").exists()
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_one_of_two_copies_is_written(ema, tmp_path):
+    plain, average = forged.state(1), forged.state(2)
+    both = plain | {f"ema_{name.replace('.', '_')}": value for name, value in average.items()}
+    torch.save({"state_dict": both}, tmp_path / "a.pth")
+    text = transfer(tmp_path / "a.pth", tmp_path / "b.pth", ema=ema)
+    assert f"left out {len(plain)} {'plain' if ema else 'EMA'} copy tensors" in text
+    assert forged.same(read_checkpoint(tmp_path / "b.pth").state_dict, average if ema else plain)
+
+
+def test_a_distiller_of_mmrazor_gives_its_student(tmp_path):
+    sides = {f"architecture.{name}": value for name, value in forged.state(1).items()}
+    sides |= {f"teacher.{name}": value for name, value in forged.state(2).items()}
+    torch.save({"state_dict": sides}, tmp_path / "a.pth")
+    text = transfer(tmp_path / "a.pth", tmp_path / "b.pth")
+    assert "an MMRazor training checkpoint" in text
+    assert f"left out {len(forged.state())} teacher tensors" in text
+    assert forged.same(read_checkpoint(tmp_path / "b.pth").state_dict, forged.state(1))
+
+
+def test_a_described_detector_is_written_with_its_description(tmp_path):
+    weights, described = {"library.a": torch.zeros(2)}, {"name": "retinanet"}
+    save_checkpoint(tmp_path / "a.pth", weights, classes=("a",), config=CONFIG, description=described)
+    transfer(tmp_path / "a.pth", tmp_path / "b.safetensors")
+    assert read_checkpoint(tmp_path / "b.safetensors").description == described
+    assert forged.same(read_checkpoint(tmp_path / "b.safetensors").state_dict, weights)

@@ -7,12 +7,15 @@ from collections import OrderedDict
 
 import forged
 import pytest
+import safetensors.torch
+import timm
 import torch
 
 import recorded
 from mgdet import build_detector
 from mgdet.errors import UserError
 from mgdet.interop.weights import load_checkpoint, read_checkpoint, save_checkpoint
+from mgdet.layers.backbone import build_backbone
 
 CONFIG = {"recipe": "mine", "student": {"detector": "retinanet", "backbone": "resnet50"}, "data": {"edges": [1, 2]}}
 META_2 = {"CLASSES": forged.CLASSES, "mmdet_version": "2.19.0", "config": "model = dict()", "epoch": 24}
@@ -99,12 +102,14 @@ def test_old_name_of_deformable_offsets(tmp_path):
         "backbone.layer2.0.conv2.weight",
         "backbone.layer2.0.conv2_offset.weight",
         "backbone.layer2.0.conv2_offset.bias",
+        "bbox_head.retina_cls.weight",
     ]
     torch.save({"meta": {}, "state_dict": {name: torch.zeros(1) for name in names}}, tmp_path / "dcn.pth")
     assert list(read_checkpoint(tmp_path / "dcn.pth").state_dict) == [
         "backbone.layer2.0.conv2.weight",
         "backbone.layer2.0.conv2.conv_offset.weight",
         "backbone.layer2.0.conv2.conv_offset.bias",
+        "bbox_head.retina_cls.weight",
     ]
 
 
@@ -179,12 +184,14 @@ def test_strict_load_and_its_line(tmp_path):
 
 def test_every_difference_is_refused_and_changes_nothing(tmp_path):
     path = tmp_path / "a.pth"
-    for change, part in [
-        (lambda w: w.pop("neck.lateral.bias"), "1 missing (neck.lateral.bias)"),
-        (lambda w: w.update({"neck.more": torch.zeros(1)}), "1 unexpected (neck.more)"),
+    architecture, sizes = "another architecture", "the names agree, the sizes do not"
+    for change, part, reason in [
+        (lambda w: w.pop("neck.lateral.bias"), "1 missing (neck.lateral.bias)", architecture),
+        (lambda w: w.update({"neck.more": torch.zeros(1)}), "1 unexpected (neck.more)", architecture),
         (
             lambda w: w.update({"neck.lateral.bias": torch.zeros(8)}),
             "1 of another shape (neck.lateral.bias: file (8,), model (4,))",
+            sizes,
         ),
     ]:
         weights = forged.state(seed=5)
@@ -193,7 +200,7 @@ def test_every_difference_is_refused_and_changes_nothing(tmp_path):
         detector = forged.TinyDetector(seed=0)
         text = refusal(load_checkpoint, detector, path)
         assert part in text
-        assert "another architecture" in text
+        assert reason in text
         assert forged.same(detector.state_dict(), forged.state(seed=0))
 
 
@@ -265,3 +272,220 @@ def test_checkpoint_of_the_teacher_does_not_fit_the_student(tmp_path):
     text = refusal(load_checkpoint, detector, tmp_path / "x101.pth")
     assert "306 unexpected (backbone.layer3.10." in text
     assert "another architecture" in text
+
+
+WRAPPERS = [
+    "module.",
+    "_orig_mod.",
+    "module._orig_mod.",
+    "model.",
+    "net.module.",
+    "student.",
+    "module.student.model.",
+    "architecture.",
+    "module.architecture._orig_mod.",
+    "some_trainer.detector.",
+]
+
+
+@pytest.mark.parametrize("companion", ["", "teacher."])
+@pytest.mark.parametrize("prefix", WRAPPERS)
+def test_prefixes_in_any_nesting(prefix, companion, tmp_path):
+    weights = {f"{prefix}{name}": value for name, value in forged.state(1).items()}
+    distils = any(part in prefix for part in ("student.", "architecture."))
+    if companion and distils:
+        outer = prefix.partition("student.")[0].partition("architecture.")[0]
+        weights |= {f"{outer}{companion}{name}": value for name, value in forged.state(2).items()}
+    torch.save({"state_dict": weights}, tmp_path / "a.pth")
+    checkpoint = read_checkpoint(tmp_path / "a.pth")
+    assert forged.same(checkpoint.state_dict, forged.state(1))
+    assert checkpoint.left_out == ({"teacher": len(forged.state())} if companion and distils else {})
+    assert load_checkpoint(forged.TinyDetector(), checkpoint).missing == []
+
+
+@pytest.mark.parametrize(
+    ("content", "left_out"),
+    [
+        (lambda w: {"model_state_dict": w, "loss": 0.3}, {"loss": 0}),
+        (lambda w: {"net": w, "acc": 1, "epoch": 2}, {"acc": 0, "epoch": 0}),
+        (lambda w: {"weights": w}, {}),
+        (lambda w: {"model": {"state_dict": w, "step": 3}}, {"step": 0}),
+        (lambda w: {"state_dict": w, "best_acc1": torch.tensor(3.0)}, {"best_acc1": 0}),
+        (lambda w: {"ema": {"module": w, "updates": 7}, "date": 1}, {"date": 0}),
+        (lambda w: {"state_dict": {f"model.{k}": v for k, v in w.items()} | {"loss.weight": w["neck.lateral.bias"]}},
+         {"other": 1}),
+        (lambda w: {"state_dict": w | {"data_preprocessor.mean": torch.zeros(3)}}, {"data preprocessor": 1}),
+        (lambda w: {"state_dict": w | {"teacher_model.neck.a": torch.zeros(3)}}, {"teacher": 1}),
+    ],
+)  # fmt: skip
+def test_weights_under_other_keys_and_beside_other_things(content, left_out, tmp_path):
+    torch.save(content(forged.state(1)), tmp_path / "a.pth")
+    checkpoint = read_checkpoint(tmp_path / "a.pth")
+    assert forged.same(checkpoint.state_dict, forged.state(1))
+    assert checkpoint.left_out == left_out
+
+
+EMA_FILES = {
+    "mmdetection 2": lambda w, e: {
+        "meta": META_2,
+        "state_dict": w | {f"ema_{name.replace('.', '_')}": value for name, value in e.items()},
+    },
+    "mmdetection 3": lambda w, e: {
+        "meta": META_3,
+        "state_dict": w,
+        "ema_state_dict": {"steps": torch.tensor(3)} | {f"module.{name}": value for name, value in e.items()},
+    },
+    "timm": lambda w, e: {"state_dict": w, "state_dict_ema": e},
+    "rt-detr": lambda w, e: {"model": w, "ema": {"module": e, "updates": 5}},
+    "lightning": lambda w, e: {
+        "state_dict": {f"model.{name}": v for name, v in w.items()} | {f"ema_model.{name}": v for name, v in e.items()}
+    },
+    "parameters": lambda w, e: {"model": w, "model_ema": {k: v for k, v in e.items() if "running" not in k}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EMA_FILES)
+def test_the_ema_copy_is_taken_where_asked_and_the_line_says_which(name, tmp_path):
+    plain, average = forged.state(1), forged.state(2)
+    torch.save(EMA_FILES[name](plain, average), tmp_path / "a.pth")
+    checkpoint = read_checkpoint(tmp_path / "a.pth")
+    assert forged.same(checkpoint.state_dict, plain)
+    assert checkpoint.left_out["EMA copy"] in (len(average), len(average) - 2)
+    line = load_checkpoint(forged.TinyDetector(), checkpoint).line()
+    assert "; taken: the weights under their own names" in line
+    assert ("where MMDetection usually saves the average" in line) == name.startswith("mmdetection")
+    checkpoint = read_checkpoint(tmp_path / "a.pth", ema=True)
+    assert forged.same(checkpoint.state_dict, average)
+    line = load_checkpoint(forged.TinyDetector(), checkpoint).line()
+    assert "; taken: the EMA copy under " in line
+    assert ("weights before averaging" in line) == name.startswith("mmdetection")
+
+
+def test_old_names_of_offsets_have_an_ema_copy_too(tmp_path):
+    names = ["backbone.layer2.0.conv2_offset.weight", "bbox_head.retina_cls.weight"]
+    weights = {name: torch.zeros(1) for name in names} | {f"ema_{n.replace('.', '_')}": torch.ones(1) for n in names}
+    torch.save({"state_dict": weights}, tmp_path / "a.pth")
+    for ema in (False, True):
+        taken = read_checkpoint(tmp_path / "a.pth", ema=ema).state_dict
+        assert list(taken) == ["backbone.layer2.0.conv2.conv_offset.weight", "bbox_head.retina_cls.weight"]
+        assert all(value == ema for value in taken.values())
+
+
+def test_an_ema_copy_that_is_not_there_is_said(tmp_path):
+    torch.save({"state_dict": forged.state()}, tmp_path / "a.pth")
+    assert "holds no EMA copy of its weights; leave --ema out" in refusal(read_checkpoint, tmp_path / "a.pth", ema=True)
+
+
+def test_a_pickled_model_is_said_to_be_one(tmp_path):
+    forged.save_foreign(tmp_path / "a.pth", {"model": forged.MessageHub(), "epoch": 3}, zipped=True)
+    assert "'model' is a MessageHub; save its state_dict() instead" in refusal(read_checkpoint, tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("classifier", [{}, {"head.fc.weight": (10, 4), "head.fc.bias": (10,)}])
+def test_a_backbone_with_its_prefix_is_a_backbone(classifier, tmp_path):
+    backbone = {name: value for name, value in forged.state(5).items() if name.startswith("backbone.")}
+    beside = {name: torch.zeros(shape) for name, shape in classifier.items()}
+    torch.save({"meta": {"mmcls_version": "0.25"}, "state_dict": backbone | beside}, tmp_path / "a.pth")
+    assert read_checkpoint(tmp_path / "a.pth").kind == "backbone"
+    detector = forged.TinyDetector(seed=0)
+    assert "only a backbone" in refusal(load_checkpoint, detector, tmp_path / "a.pth")
+    report = load_checkpoint(detector, tmp_path / "a.pth", partial=("neck.", "bbox_head."))
+    assert (report.matched, report.unexpected) == (len(backbone), list(classifier))
+    assert torch.equal(detector.backbone.conv1.weight, backbone["backbone.conv1.weight"])
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "mobilenetv3_small_050", "test_mambaout", "cspnext_tiny"])
+def test_timms_own_file_fits_timms_extractor_of_features(name, tmp_path):
+    """Their names differ in `stages.0` and `model.`, and the file has parts behind the last stage."""
+    weights = timm.create_model(name).state_dict()
+    torch.save(weights, tmp_path / "a.pth")
+    detector = torch.nn.Module()
+    detector.backbone = build_backbone(name, frozen_stages=0)
+    report = load_checkpoint(detector, tmp_path / "a.pth")
+    assert (report.missing, report.mismatched) == ([], [])
+    assert report.matched == len(detector.state_dict())
+    assert report.matched + len(report.unexpected) == len(weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_load(dtype, tmp_path):
+    weights = {name: value.to(dtype) if value.is_floating_point() else value for name, value in forged.state(1).items()}
+    torch.save({"state_dict": weights}, tmp_path / "a.pth")
+    detector = forged.TinyDetector()
+    load_checkpoint(detector, tmp_path / "a.pth")
+    assert detector.neck.lateral.weight.dtype == torch.float32
+    assert torch.equal(detector.neck.lateral.weight.to(dtype), weights["neck.lateral.weight"])
+
+
+@pytest.mark.parametrize("names", [{0: "circle", 1: "square", 2: "star"}, list(forged.CLASSES)])
+def test_class_names_in_other_forms(names, tmp_path):
+    torch.save({"meta": {"classes": names}, "state_dict": forged.state()}, tmp_path / "a.pth")
+    assert read_checkpoint(tmp_path / "a.pth").classes == forged.CLASSES
+
+
+def test_class_names_of_others_in_safetensors(tmp_path):
+    for text, classes in [("circle,square", None), ('["circle", "square"]', ("circle", "square")), ("[" * 9999, None)]:
+        safetensors.torch.save_file(forged.state(), tmp_path / "a.safetensors", {"CLASSES": text})
+        assert read_checkpoint(tmp_path / "a.safetensors").classes == classes
+
+
+def test_names_of_a_file_stay_on_one_line(tmp_path):
+    torch.save({"state_dict": forged.state() | {"neck.a\nb" + "c" * 999: torch.zeros(1)}}, tmp_path / "a.pth")
+    text = refusal(load_checkpoint, forged.TinyDetector(), tmp_path / "a.pth")
+    assert "1 unexpected (neck.a?bccc" in text
+    assert len(text) < 600
+
+
+def test_tensors_that_repeat_one_number_too_often(tmp_path):
+    torch.save({"backbone.a": torch.zeros(1).expand(1 << 20, 1 << 20)}, tmp_path / "a.pth")
+    assert "claims tensors of 4096 GiB" in refusal(read_checkpoint, tmp_path / "a.pth")
+
+
+LIBRARY = {
+    "model.backbone.conv1.weight": torch.zeros(4, 3, 3, 3),
+    "model.encoder.layers.0.weight": torch.zeros(4),
+    "model.decoder.class_embed.weight": torch.zeros(3, 4),
+}
+"""Names as transformers gives them, where `model.` is a part of the detector."""
+
+
+class Library(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        for name, value in LIBRARY.items():
+            self.get_submodule_or_make(name.split(".")[:-1]).register_buffer("weight", torch.ones_like(value))
+
+    def get_submodule_or_make(self, parts: list[str]) -> torch.nn.Module:
+        module: torch.nn.Module = self
+        for part in parts:
+            if part not in dict(module.named_children()):
+                module.add_module(part, torch.nn.Module())
+            module = module.get_submodule(part)
+        return module
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_another_librarys_names_stay(wrapped, tmp_path):
+    prefix = "module." if wrapped else ""
+    torch.save({f"{prefix}{name}": value for name, value in LIBRARY.items()}, tmp_path / "a.pth")
+    checkpoint = read_checkpoint(tmp_path / "a.pth")
+    assert forged.same(checkpoint.state_dict, LIBRARY)
+    report = load_checkpoint(Library(), checkpoint)
+    assert (report.matched, report.missing, report.unexpected) == (3, [], [])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_described_detector_keeps_its_names(suffix, tmp_path):
+    weights = {f"library.{name.removeprefix('model.')}": value for name, value in LIBRARY.items()}
+    save_checkpoint(tmp_path / f"a{suffix}", weights, classes=("a",), config=None, description={"name": "x"})
+    checkpoint = read_checkpoint(tmp_path / f"a{suffix}")
+    assert forged.same(checkpoint.state_dict, weights)
+    assert checkpoint.description == {"name": "x"}
+
+
+def test_our_own_state_gives_its_student_under_its_own_names(tmp_path):
+    student = {f"student.library.{name}": value for name, value in forged.state(1).items()}
+    torch.save({"model": student | {"distill_losses.a": torch.zeros(1)}, "teacher_sha256": ""}, tmp_path / "state.pth")
+    checkpoint = read_checkpoint(tmp_path / "state.pth")
+    assert forged.same(checkpoint.state_dict, {f"library.{name}": value for name, value in forged.state(1).items()})
+    assert checkpoint.left_out == {"generator": 1, "teacher_sha256": 0}

@@ -46,6 +46,7 @@ def predict(
     score: float,
     batch: int = BATCH,
     say: Callable[[str], None],
+    ema: bool = False,
 ) -> list[dict[str, Any]]:
     """Finds objects in pictures; writes an annotated copy of each and `detections.json` into `out`.
 
@@ -59,6 +60,7 @@ def predict(
         score: objects with at least this score are written, in [0, 1].
         batch: images per forward pass.
         say: is told what was loaded, left out and written.
+        ema: as `read_checkpoint` takes it.
 
     Returns:
         What `detections.json` holds: one dict per image with `file`, `picture`, `width`, `height` and `objects`, each
@@ -79,7 +81,7 @@ def predict(
             raise UserError(f"{out} already holds {picture.copy}, which would be written over; give another --out")
     for picture in pictures:
         check_readable(picture.file)  # what is found now is found before the first picture is written
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source, ema=ema)
     config = _config(checkpoint, recipe)
     classes = _classes(config, checkpoint)
     detector, line = load_detector(config.student, checkpoint, classes)

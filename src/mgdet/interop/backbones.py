@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import urllib.request
+import http.client
 from pathlib import Path
 
 import timm
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
 
 from mgdet.errors import UserError
-from mgdet.files import TIMEOUT_SECONDS, sha256_of
+from mgdet.files import reach, reason_of, sha256_of
 from mgdet.interop.weights import Checkpoint
 from mgdet.layers.backbone import build_backbone
 
-HUB = "huggingface.co"
 FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def read_timm(name: str) -> Checkpoint:
     """The ImageNet weights of a timm model, downloaded once, under the names that `build_backbone` gives.
+
+    The hub is the one that `HF_ENDPOINT` names; with `HF_HUB_OFFLINE` only what was downloaded before is taken.
 
     Args:
         name: model and tag, e.g. `resnet50.tv_in1k`.
@@ -28,10 +29,13 @@ def read_timm(name: str) -> Checkpoint:
     Raises:
         UserError: timm has no such weights, or they cannot be downloaded.
     """
-    repository = _repository(name)
+    repository, place = _source(name)
     if _cached(repository) is None:
-        _reach(name, repository)
-    backbone = build_backbone(name, frozen_stages=0, pretrained=True)
+        _reach(name, place)
+    try:
+        backbone = build_backbone(name, frozen_stages=0, pretrained=True)
+    except (OSError, http.client.HTTPException) as error:
+        raise _not_downloaded(name, place, reason_of(error)) from None
     path = _cached(repository)
     return Checkpoint(
         path=path or Path(f"timm:{name}"),
@@ -53,37 +57,54 @@ def bring_timm(name: str) -> Path:
     Raises:
         UserError: timm has no such weights, or they cannot be downloaded.
     """
-    repository = _repository(name)
+    repository, place = _source(name)
     path = _cached(repository)
     if path is not None:
         return path
-    _reach(name, repository)
-    for file in FILES:
-        with contextlib.suppress(EntryNotFoundError):
-            return Path(hf_hub_download(repository, file))
-    raise UserError(f"{HUB}/{repository} has neither {' nor '.join(FILES)}; bring the weights and give the file")
+    _reach(name, place)
+    try:
+        for file in FILES:
+            with contextlib.suppress(EntryNotFoundError):
+                return Path(hf_hub_download(repository, file))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise _not_downloaded(name, place, reason_of(error)) from None
+    raise UserError(f"{place} has neither {' nor '.join(FILES)}; bring the weights and give the file")
 
 
-def _repository(name: str) -> str:
+def _source(name: str) -> tuple[str, str]:
+    """The repository of a timm model's weights on the hub, empty if they are elsewhere; and their address.
+
+    Raises:
+        UserError: timm has no such weights.
+    """
     tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
     if not any(tag == name or tag.startswith(f"{name}.") for tag in tags):
         choices = f"there are {', '.join(tags[:4])}" if tags else "timm.list_pretrained() lists them"
         raise UserError(f"timm has no weights 'timm:{name}'; {choices}")
     settings = timm.get_pretrained_cfg(name)
-    return str(settings.hf_hub_id) if settings else ""
+    repository = str(settings.hf_hub_id or "") if settings else ""
+    return repository, f"{constants.ENDPOINT}/{repository}" if repository else str(settings.url if settings else "")
 
 
 def _cached(repository: str) -> Path | None:
+    if not repository:
+        return None
     found = (try_to_load_from_cache(repository, file) for file in FILES)
     return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
-def _reach(name: str, repository: str) -> None:
+def _reach(name: str, place: str) -> None:
     """Fails at once where there is no network: the hub's own client tries for most of a minute."""
+    if constants.HF_HUB_OFFLINE:
+        raise _not_downloaded(name, place, "HF_HUB_OFFLINE is set")
     try:
-        urllib.request.urlopen(f"https://{HUB}/{repository}", timeout=TIMEOUT_SECONDS).close()
-    except OSError as error:
-        raise UserError(
-            f"the weights timm:{name} cannot be downloaded ({getattr(error, 'reason', error)}); bring {FILES[0]} of "
-            f"{HUB}/{repository} from a machine with a network and give that file as weights"
-        ) from None
+        reach(place)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise _not_downloaded(name, place, reason_of(error)) from None
+
+
+def _not_downloaded(name: str, place: str, reason: str) -> UserError:
+    return UserError(
+        f"the weights timm:{name} cannot be downloaded ({reason.partition(chr(10))[0]}); bring {FILES[0]} of {place} "
+        "from a machine with a network and give that file as weights"
+    )

@@ -22,8 +22,11 @@ from typing import IO, Any
 import torch
 
 from mgdet.errors import UserError
+from mgdet.interop.names import shown
 
 ZIP_MAGIC = b"PK\x03\x04"
+UNPACKED_BYTES = 64 << 20
+"""A file may claim more than it has up to here, as others may compress what torch.save does not."""
 PLAIN_MODULES = {
     "_codecs",
     "argparse",
@@ -121,6 +124,7 @@ class Scan:
     names: every class and function that the pickles name.
     dicts: those of them whose instances are filled with keys and values.
     lists: those of them whose instances are filled with items.
+    storages: how many numbers each storage of tensors claims to have, by its key.
     protocol: the highest pickle protocol seen.
     """
 
@@ -128,6 +132,7 @@ class Scan:
         self.names: set[str] = set()
         self.dicts: set[str] = set()
         self.lists: set[str] = set()
+        self.storages: dict[object, int] = {}
         self.protocol = 0
 
     def read(self, file: IO[bytes]) -> object:
@@ -185,10 +190,18 @@ class Scan:
             stack.append(items)
         elif name == "BUILD":
             stack.pop()
+        elif name == "BINPERSID":
+            self._note_storage(stack.pop())
+            stack.append(None)
         elif name == "DUP":
             stack.append(stack[-1])
         elif name != "STOP":
             _replace(opcode, value, stack)
+
+    def _note_storage(self, label: object) -> None:
+        """Torch labels a storage by ("storage", type, key, device, numbers), with more behind in its older format."""
+        if isinstance(label, tuple) and len(label) >= 5 and isinstance(label[4], int):
+            self.storages[label[2]] = max(label[4], self.storages.get(label[2], 0))
 
     def _found(self, module: str, attribute: str) -> Name:
         """Notes one class or function under the name that it has in Python 3."""
@@ -198,7 +211,7 @@ class Scan:
         name = f"{module}.{attribute}"
         plain = attribute in PLAIN_BUILTINS | {"getattr"} if module == "builtins" else module in PLAIN_MODULES
         if module.partition(".")[0] in sys.stdlib_module_names and not plain:
-            raise HostileError(f"its pickle asks for {name}")
+            raise HostileError(f"its pickle asks for {shown(name)}")
         self.names.add(name)
         return Name(name)
 
@@ -233,30 +246,46 @@ def _replace(opcode: pickletools.OpcodeInfo, value: object, stack: list[Any]) ->
         if kind is pickletools.markobject:
             stack.append(kind)
         else:
-            stack.append(Text(value) if isinstance(value, str) else None)
+            stack.append(Text(value) if isinstance(value, str) else value if isinstance(value, int) else None)
 
 
 def _scan_file(path: Path) -> Scan:
-    """Scans every pickle of a file that `torch.save` wrote, in today's zip format or in the one before."""
+    """Scans every pickle of a file that `torch.save` wrote, in today's zip format or in the one before.
+
+    Raises:
+        HostileError: a pickle names something harmful.
+        Exception: of many kinds, where the file is none of `torch.save` or claims more than it has.
+    """
     scan = Scan()
+    size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(4) == ZIP_MAGIC:
-            with zipfile.ZipFile(path) as archive:
-                records = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-                if not records:
-                    raise ValueError("no data.pkl in the zip file")
-                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                    raise ValueError("a TorchScript program")
-                for record in records:
-                    with archive.open(record) as data:
-                        scan.read(data)
-            return scan
-        file.seek(0)
-        if scan.read(file) != torch.serialization.MAGIC_NUMBER or tarfile.is_tarfile(path):
-            raise ValueError("the magic number is missing")
-        for _ in ("version", "system", "content", "storages"):
-            scan.read(file)
+            _scan_zip(path, size, scan)
+        else:
+            file.seek(0)
+            if scan.read(file) != torch.serialization.MAGIC_NUMBER or tarfile.is_tarfile(path):
+                raise ValueError("the magic number is missing")
+            for _ in ("version", "system", "content", "storages"):
+                scan.read(file)
+    claimed = sum(scan.storages.values())
+    if claimed > max(size, UNPACKED_BYTES):
+        raise ValueError(f"it claims {claimed} numbers in {size} bytes")
     return scan
+
+
+def _scan_zip(path: Path, size: int, scan: Scan) -> None:
+    with zipfile.ZipFile(path) as archive:
+        records = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        if not records:
+            raise ValueError("no data.pkl in the zip file")
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise ValueError("a TorchScript program")
+        unpacked = sum(record.file_size for record in archive.infolist())
+        if unpacked > max(size, UNPACKED_BYTES):
+            raise ValueError(f"{unpacked} bytes packed into {size}")
+        for record in records:
+            with archive.open(record) as data:
+                scan.read(data)
 
 
 def _begins_like_torch_file(path: Path) -> bool:
@@ -281,7 +310,7 @@ def _stand_ins(scan: Scan) -> list[Any]:
 def _first_sentence(error: Exception) -> str:
     """What went wrong, without torch's advice to load the file in an unsafe way."""
     text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
-    return text.partition("\n")[0].partition(". ")[0][:200].rstrip(".") or type(error).__name__
+    return shown(text.partition("\n")[0].partition(". ")[0], 200).rstrip(".") or type(error).__name__
 
 
 def load_untrusted(path: Path) -> Any:

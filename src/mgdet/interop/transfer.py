@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from mgdet.errors import UserError
+from mgdet.interop.names import is_detector, some
 from mgdet.interop.weights import Checkpoint, read_checkpoint, save_checkpoint
 
 KINDS = {
     "mgdet": "a checkpoint of mgdet",
     "mmdetection": "an MMDetection checkpoint",
     "mgd training": "an MGD training checkpoint",
+    "mmrazor training": "an MMRazor training checkpoint",
     "backbone": "a backbone's weights",
     "state_dict": "a bare state dict",
 }
 
 
-def transfer(source: str | Path, out: Path) -> str:
+def transfer(source: str | Path, out: Path, *, ema: bool = False) -> str:
     """Writes a detector's weights as an MMDetection checkpoint, or as safetensors where OUT ends so.
 
     Only what is not the detector is left out: teacher, generators, stored feature maps, optimizer, logs.
@@ -24,21 +26,45 @@ def transfer(source: str | Path, out: Path) -> str:
     Args:
         source: a checkpoint file, a run's folder, or an http(s) URL.
         out: a file that does not exist yet, ending in .pth, .pt or .safetensors.
+        ema: take the copy that the file keeps under the name of an exponential moving average.
 
     Returns:
         What was read, left out and written, in one or two lines.
 
     Raises:
-        UserError: the source cannot be read, or `out` exists or cannot be written.
+        UserError: the source cannot be read or is no detector, or `out` exists or cannot be written.
     """
     out = Path(out)
     if out.exists():
         raise UserError(f"{out} exists already; give the name of a new file")
     if not out.parent.is_dir():
         raise UserError(f"the folder {out.parent} of {out.name} does not exist; make it first")
-    checkpoint = read_checkpoint(source)
-    save_checkpoint(out, checkpoint.state_dict, classes=checkpoint.classes, config=checkpoint.config)
+    checkpoint = read_checkpoint(source, ema=ema)
+    _check_detector(checkpoint)
+    save_checkpoint(
+        out,
+        checkpoint.state_dict,
+        classes=checkpoint.classes,
+        config=checkpoint.config,
+        description=checkpoint.description,
+    )
     return f"{_read_line(checkpoint)}\n{_written_line(checkpoint, out)}"
+
+
+def _check_detector(checkpoint: Checkpoint) -> None:
+    """Refuses weights that no detector could load afterwards."""
+    if checkpoint.description is not None:
+        return
+    if checkpoint.kind == "backbone":
+        raise UserError(
+            f"{checkpoint.path} holds a backbone, not a detector, so there is nothing to transfer; train from it with "
+            f"--student.weights {checkpoint.path}"
+        )
+    if not is_detector(checkpoint.state_dict):
+        raise UserError(
+            f"{checkpoint.path} holds no detector under MMDetection's names, only {some(checkpoint.state_dict)}; give "
+            "a file with a backbone and a head"
+        )
 
 
 def _read_line(checkpoint: Checkpoint) -> str:
@@ -53,4 +79,5 @@ def _written_line(checkpoint: Checkpoint, out: Path) -> str:
     )
     parts = [f"{count} {name} tensors" if count else name for name, count in checkpoint.left_out.items()]
     left = f"; left out {', '.join(parts)}" if parts else ""
-    return f"wrote {out}: {len(checkpoint.state_dict)} tensors, {names}{left}"
+    taken = f"; taken: {checkpoint.taken}" if checkpoint.taken else ""
+    return f"wrote {out}: {len(checkpoint.state_dict)} tensors, {names}{left}{taken}"

@@ -7,7 +7,7 @@ a backbone of torchvision or timm, or any file that only holds named tensors.
 from __future__ import annotations
 
 import json
-import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +20,27 @@ from torch import Tensor, nn
 
 from mgdet.errors import UserError, nearest
 from mgdet.files import SUFFIXES, atomic_write, fetch, sha256_of
-from mgdet.interop.safe_pickle import load_untrusted
+from mgdet.interop.names import (
+    DETECTOR_HEADS,
+    DICTS,
+    Found,
+    backbone_names,
+    class_names,
+    find_dicts,
+    into_backbone,
+    plain_names,
+    shown,
+    some,
+)
+from mgdet.interop.safe_pickle import StandIn, load_untrusted
 
-CLASSIFIERS = ("fc.", "head.", "classifier.")
-BACKBONE_STARTS = ("conv1.", "layer1.", "stem.", "stem_0.", "stages.", "stages_0.", "patch_embed.")
-HEADS = ("bbox_head.", "mask_head.", "roi_head.")
-NAMES_SHOWN = 3
+DESCRIPTION, OWN_STATE = "mgdet_detector", "teacher_sha256"
+"""Signs of this package: the key of a foreign detector's description in `meta`, and one of `state.pth`."""
+METADATA = ("CLASSES", "classes", "mgdet", DESCRIPTION)
+SWAPPING = frozenset(("mmdet_version", "mmcv_version", "mmengine_version"))
+"""Signs of MMDetection and MMEngine, which save the average as the weights, and the weights as the average."""
+REPEATED_BYTES = 2 << 30
+MISSING, UNEXPECTED, RESHAPED = "missing", "unexpected", "of another shape"
 
 
 @dataclass(slots=True)
@@ -37,10 +52,11 @@ class Checkpoint:
     state_dict: plain CPU tensors under MMDetection's names; a backbone's names lack the prefix `backbone.`.
     classes: the class names, where the file holds them.
     config: `Config.to_dict()` of the run, where this package wrote the file.
-    kind: "mgdet", "mmdetection", "mgd training", "backbone" or "state_dict".
+    kind: "mgdet", "mmdetection", "mgd training", "mmrazor training", "backbone" or "state_dict".
     entries: tensors in the file, with those that are left out.
     left_out: what else the file holds, and how many tensors of it (0 where it is not weights).
     description: how to rebuild a detector of another library, where this package wrote the file.
+    taken: which of two copies of the weights these are; empty where the file has one.
     """
 
     path: Path
@@ -52,6 +68,7 @@ class Checkpoint:
     entries: int
     left_out: dict[str, int] = field(default_factory=dict)
     description: dict[str, Any] | None = None
+    taken: str = ""
 
 
 @dataclass(slots=True)
@@ -64,6 +81,7 @@ class LoadReport:
     mismatched: "name: file (shape), model (shape)".
     sha256: the file's hash.
     path: the file.
+    taken: which of two copies in the file was loaded; empty where it has one.
     """
 
     matched: int
@@ -72,136 +90,148 @@ class LoadReport:
     mismatched: list[str]
     sha256: str
     path: Path
+    taken: str = ""
 
     def line(self) -> str:
         """All of it in one line."""
         parts = [f"{self.path}: {self.matched} tensors loaded"]
         for what, names in self.differences():
-            parts.append(f"{len(names)} {what} ({_some(names)})" if names else f"0 {what}")
-        return ", ".join(parts) + f"; SHA-256 {self.sha256}"
+            parts.append(f"{len(names)} {what} ({some(names)})" if names else f"0 {what}")
+        taken = f"; taken: {self.taken}" if self.taken else ""
+        return ", ".join(parts) + f"{taken}; SHA-256 {self.sha256}"
 
     def differences(self) -> list[tuple[str, list[str]]]:
         """What differs and the names that do."""
-        return [("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.mismatched)]
+        return [(MISSING, self.missing), (UNEXPECTED, self.unexpected), (RESHAPED, self.mismatched)]
 
 
-def read_checkpoint(source: str | Path) -> Checkpoint:
+def read_checkpoint(source: str | Path, *, ema: bool = False) -> Checkpoint:
     """Reads the weights of any file that this module knows; no code of the file runs.
 
     Args:
         source: a .pth, .pt or .safetensors file, a run's folder, or an http(s) URL.
+        ema: take the copy that the file keeps under the name of an exponential moving average.
 
     Raises:
-        UserError: the file is missing, damaged, hostile, or holds no weights.
+        UserError: the file is missing, damaged, hostile, or holds no weights, or no such copy.
     """
     path = fetch(source)
-    is_safetensors = path.suffix == ".safetensors"
-    state_dict, meta, left_out = _read_safetensors(path) if is_safetensors else _unpack(path, load_untrusted(path))
-    tensors = {_modern(name): _plain(path, name, value) for name, value in _without_module(state_dict).items()}
-    if not tensors:
+    found = _read_safetensors(path) if path.suffix == ".safetensors" else _unpack(path, load_untrusted(path))
+    entries = len(found.weights or {}) + len(found.ema or {})
+    if not entries:
         raise UserError(f"{path} holds no weights; give the checkpoint of a detector")
-    config = meta.get("mgdet")
-    kind = _kind(tensors, meta)
-    entries = len(tensors)
-    if kind == "mgd training":
-        tensors, parts = _student_of(tensors)
-        left_out = parts | left_out
+    weights, left_out, kind, taken = _choose(path, found, ema)
+    tensors = {name: _plain(path, name, value) for name, value in weights.items()}
+    _check_sizes(path, tensors)
+    config = found.meta.get("mgdet")
+    own = kind or "mgdet" in found.meta or DESCRIPTION in found.meta
+    backbone = None if own else backbone_names(tensors)
     return Checkpoint(
         path=path,
         sha256=sha256_of(path),
-        state_dict=tensors,
-        classes=_classes(meta),
+        state_dict=tensors if backbone is None else backbone,
+        classes=class_names(found.meta),
         config=dict(config) if isinstance(config, Mapping) else None,
-        kind=kind,
+        kind=kind or _kind(tensors, found.meta, backbone is not None),
         entries=entries,
-        left_out=left_out,
-        description=dict(meta["mgdet_detector"]) if isinstance(meta.get("mgdet_detector"), Mapping) else None,
+        left_out=dict(left_out) | dict.fromkeys(found.rest, 0),
+        taken=taken,
+        description=dict(described) if isinstance(described := found.meta.get(DESCRIPTION), Mapping) else None,
     )
 
 
-Parts = tuple[Mapping[str, Any], Mapping[str, Any], dict[str, int]]
-"""State dict, meta, and how many tensors there are of every other part."""
+def _choose(path: Path, found: Found, ema: bool) -> tuple[dict[str, Any], Counter[str], str, str]:
+    """The weights or the EMA's copy of them: names and values, what is left out, the kind, and which it is."""
+    if found.weights is None:
+        names = plain_names(found.ema or {})
+        return (
+            names.weights,
+            names.left_out,
+            names.kind,
+            f"the EMA copy under '{found.ema_key}', as the file has no other",
+        )
+    names = plain_names(found.weights, own=DESCRIPTION in found.meta or OWN_STATE in found.rest)
+    copy, place = names.ema, "under the ema names"
+    if found.ema is not None:
+        copy, place = plain_names(found.ema).weights, f"under '{found.ema_key}'"
+    if copy is None:
+        if ema:
+            raise UserError(f"{path} holds no EMA copy of its weights; leave --ema out")
+        return names.weights, names.left_out, names.kind, ""
+    swapped = bool(SWAPPING.intersection(found.meta))
+    if not ema:
+        names.left_out["EMA copy"] += len(copy)
+        note = ", where MMDetection usually saves the average" if swapped else ""
+        taken = f"the weights under their own names{note}; the EMA copy {place} is left out"
+        return names.weights, names.left_out, names.kind, taken
+    names.left_out["plain copy"] += sum(name in copy for name in names.weights)
+    note = ", where MMDetection usually saves the weights before averaging" if swapped else ""
+    # An average of the parameters alone takes the other tensors from beside it.
+    weights = names.weights | copy if copy.keys() <= names.weights.keys() else copy
+    return weights, names.left_out, names.kind, f"the EMA copy {place}{note}"
 
 
-def _read_safetensors(path: Path) -> Parts:
+def _read_safetensors(path: Path) -> Found:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        meta = {name: json.loads(metadata[name]) for name in ("CLASSES", "mgdet", "mgdet_detector") if name in metadata}
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is truncated, damaged, or no .safetensors file ({error})") from None
-    return state_dict, meta, {}
+    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
+        reason = shown(error)
+        raise UserError(f"{path} is truncated, damaged, or no .safetensors file ({reason})") from None
+    meta = {name: value for name in METADATA if (value := _json(metadata.get(name))) is not None}
+    return Found(state_dict, meta=meta)
 
 
-def _unpack(path: Path, content: object) -> Parts:
+def _json(text: str | None) -> Any:
+    """What is not JSON was written by others, for a purpose of theirs."""
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _unpack(path: Path, content: object) -> Found:
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, no weights; give the checkpoint of a detector")
-    for name in ("state_dict", "model"):
-        if isinstance(content.get(name), Mapping):
-            meta = content.get("meta")
-            rest = {str(key): 0 for key in content if key not in (name, "meta")}
-            return content[name], meta if isinstance(meta, Mapping) else {}, rest
-    if not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path} has no state_dict, only {_some([str(key) for key in content])}; give a checkpoint")
-    return content, {}, {}
+    found = find_dicts(content)
+    if found.weights is None and found.ema is None:
+        objects = [f"'{key}' is a {shown(type(content[key]).__name__)}" for key in DICTS if _is_object(content, key)]
+        if objects:
+            raise UserError(f"{path} holds a Python object, not weights: {objects[0]}; save its state_dict() instead")
+        raise UserError(f"{path} has no state_dict, only {some(content)}; give a checkpoint")
+    return found
 
 
-def _without_module(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Takes away the prefix that DistributedDataParallel puts before every name."""
-    if all(str(name).startswith("module.") for name in state_dict):
-        return {str(name).removeprefix("module."): value for name, value in state_dict.items()}
-    return state_dict
-
-
-def _modern(name: str) -> str:
-    """Old checkpoints with deformable convolutions keep the offsets beside the convolution, not inside."""
-    return re.sub(r"(^|\.)conv2_offset\.", r"\1conv2.conv_offset.", str(name))
+def _is_object(content: Mapping[Any, Any], key: str) -> bool:
+    return isinstance(content.get(key), StandIn)
 
 
 def _plain(path: Path, name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
-        raise UserError(f"{path} holds a {type(value).__name__} named {name} among its weights, not a tensor")
+        raise UserError(f"{path} holds a {type(value).__name__} named {shown(name)} among its weights, not a tensor")
     if value.layout is not torch.strided or value.is_quantized or value.is_meta:
-        raise UserError(f"{path} holds {name} as a sparse, quantized or empty tensor; save it as a plain one")
+        raise UserError(f"{path} holds {shown(name)} as a sparse, quantized or empty tensor; save it as a plain one")
     return value.detach()
 
 
-def _kind(state_dict: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
-    if any(name.startswith("student.") for name in state_dict):
-        return "mgd training"
+def _check_sizes(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuses tensors that claim far more numbers than the file has, before anything copies them."""
+    repeated = sum(
+        value.numel() * value.element_size()
+        for value in tensors.values()
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes()
+    )
+    if repeated > REPEATED_BYTES:
+        raise UserError(f"{path} claims tensors of {repeated / 2**30:.0f} GiB that it does not hold; it is damaged")
+
+
+def _kind(tensors: Mapping[str, Tensor], meta: Mapping[str, Any], backbone: bool) -> str:
     if "mgdet" in meta:
         return "mgdet"
-    if any(name.startswith("backbone.") for name in state_dict):
-        return "mmdetection" if meta else "state_dict"
-    return "backbone" if any(name.startswith(BACKBONE_STARTS) for name in state_dict) else "state_dict"
-
-
-def _student_of(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The student's tensors of an MGD training checkpoint, and how many of the others there are of each sort."""
-    student, parts = {}, {"teacher": 0, "generator": 0, "stored feature map": 0, "other": 0}
-    for name, value in state_dict.items():
-        if name.startswith("student."):
-            student[name.removeprefix("student.")] = value
-        elif name.startswith("teacher."):
-            parts["teacher"] += 1
-        elif name.startswith("distill_losses."):
-            parts["generator"] += 1
-        else:
-            parts["stored feature map" if name.startswith(("student_", "teacher_")) else "other"] += 1
-    return student, {sort: count for sort, count in parts.items() if count}
-
-
-def _classes(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The class names of MMDetection 2.x (`CLASSES`) or 3.x (`dataset_meta`)."""
-    dataset = meta.get("dataset_meta")
-    dataset = dataset if isinstance(dataset, Mapping) else {}
-    for names in (meta.get("CLASSES"), dataset.get("classes"), dataset.get("CLASSES")):
-        if isinstance(names, str):
-            return (names,)
-        if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
-            return tuple(names)
-    return None
+    if backbone:
+        return "backbone"
+    return "mmdetection" if meta and any(name.startswith("backbone.") for name in tensors) else "state_dict"
 
 
 def load_checkpoint(
@@ -209,7 +239,8 @@ def load_checkpoint(
 ) -> LoadReport:
     """Loads a file into a detector: all of it, or nothing.
 
-    A backbone's file fills `backbone.`; its classifier counts as unexpected. Only the batch norms' step counters,
+    A backbone's file fills `backbone.`; what it has behind the last stage, such as a classifier, counts as unexpected
+    and is left out. Only the batch norms' step counters,
     which no detector reads, may be missing without being named in `partial`.
 
     Args:
@@ -221,11 +252,10 @@ def load_checkpoint(
         UserError: the file cannot be read, or anything else differs.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
-    theirs, allowed = checkpoint.state_dict, partial
-    if checkpoint.kind == "backbone":
-        theirs = {n if n.startswith(CLASSIFIERS) else f"backbone.{n}": value for n, value in theirs.items()}
-        allowed = (*partial, *CLASSIFIERS)
     ours = detector.state_dict()
+    theirs, beside = checkpoint.state_dict, set[str]()
+    if checkpoint.kind == "backbone" and ours.keys().isdisjoint(theirs):
+        theirs, beside = into_backbone(theirs, ours)
     fitting = {name: value for name, value in theirs.items() if name in ours and value.shape == ours[name].shape}
     report = LoadReport(
         matched=len(fitting),
@@ -238,46 +268,49 @@ def load_checkpoint(
         ],
         sha256=checkpoint.sha256,
         path=checkpoint.path,
+        taken=checkpoint.taken,
     )
-    refused = [
-        f"{len(bad)} {what} ({_some(bad)})"
+    refused = {
+        what: bad
         for what, names in report.differences()
-        if (bad := [n for n in names if not _is_allowed(n, what, allowed)])
-    ]
+        if (bad := [name for name in names if name not in beside and not _is_allowed(name, what, partial)])
+    }
     if refused:
-        differences = ", ".join(refused)
+        differences = ", ".join(f"{len(bad)} {what} ({some(bad)})" for what, bad in refused.items())
         raise UserError(
             f"{checkpoint.path} does not fit this detector: {report.matched} tensors match, {differences};"
-            f" {_hint(detector, checkpoint, report)}"
+            f" {_hint(detector, checkpoint, refused)}"
         )
     detector.load_state_dict(fitting, strict=False)
     return report
 
 
 def _is_allowed(name: str, what: str, prefixes: tuple[str, ...]) -> bool:
-    counter = what == "missing" and name.endswith(".num_batches_tracked")
+    counter = what == MISSING and name.endswith(".num_batches_tracked")
     return counter or name.startswith(prefixes)
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
-
-
-def _hint(detector: nn.Module, checkpoint: Checkpoint, report: LoadReport) -> str:
+def _hint(detector: nn.Module, checkpoint: Checkpoint, refused: Mapping[str, list[str]]) -> str:
     """The probable reason why a file does not fit."""
+    names = [name for bad in refused.values() for name in bad]
     if checkpoint.kind == "backbone":
-        if any(name.startswith("backbone.") for name in (*report.mismatched, *report.unexpected)):
+        if any(name.startswith("backbone.") for name in names):
             return "it holds another backbone than this detector's; give weights of the same backbone"
         return "it holds only a backbone; give the checkpoint of a whole detector"
     here = getattr(detector, "num_classes", None)
     there = count_classes(detector, checkpoint)
-    only_heads = not report.unexpected and all(name.startswith(HEADS) for name in report.missing + report.mismatched)
+    only_heads = UNEXPECTED not in refused and all(name.startswith(DETECTOR_HEADS) for name in names)
     if isinstance(here, int) and there not in (None, here) and only_heads:
         return f"it was trained for {there} classes, this detector has {here}"
     student = (checkpoint.config or {}).get("student")
     if isinstance(student, Mapping):
         return f"it holds a {student.get('detector')} with the backbone {student.get('backbone')}"
-    return "it probably holds another architecture; check the recipe, its detector and its backbone"
+    if refused.keys() == {RESHAPED}:
+        return "the names agree, the sizes do not; check the recipe's backbone and the width of its neck and heads"
+    return (
+        "it probably holds another architecture, as the file lacks what is missing and the detector what is "
+        "unexpected; check the recipe, its detector and its backbone"
+    )
 
 
 def count_classes(detector: nn.Module, checkpoint: Checkpoint) -> int | None:
@@ -332,7 +365,7 @@ def save_checkpoint(
     if config is not None:
         meta["mgdet"] = config
     if description is not None:
-        meta["mgdet_detector"] = description
+        meta[DESCRIPTION] = description
 
     def write(file: BinaryIO) -> None:
         if path.suffix == ".safetensors":

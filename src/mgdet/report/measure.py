@@ -46,6 +46,7 @@ def test_checkpoint(
     out: Path | None,
     world: World,
     say: Callable[[str], None],
+    ema: bool = False,
 ) -> dict[str, CocoScores] | None:
     """Measures a checkpoint on the evaluation images of a recipe, in float32.
 
@@ -56,6 +57,7 @@ def test_checkpoint(
         out: where the detections go in COCO's results format; None for nowhere.
         world: this process among the others.
         say: is told what was loaded and the tables; by the first process only.
+        ema: as `read_checkpoint` takes it.
 
     Returns:
         The scores for each metric on rank 0, none where the data set has no annotations; None on other ranks.
@@ -82,7 +84,7 @@ def test_checkpoint(
     if measured:
         check_truth(records, metrics)
     dataset = DetectionDataset(records, training=False)
-    checkpoint = world.in_turn(lambda: read_checkpoint(source))
+    checkpoint = world.in_turn(lambda: read_checkpoint(source, ema=ema))
     detector, line = load_detector(config.student, checkpoint, dataset.classes)
     with _progress(world) as progress:
         task = progress.add_task("testing", total=None)
