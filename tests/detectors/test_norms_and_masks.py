@@ -1,4 +1,4 @@
-"""What all detectors have in common."""
+"""What holds for all detectors: norm layers that stay as they are, and masks of any dtype."""
 
 from __future__ import annotations
 
