@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mgdet.data.batch import collate
-from mgdet.data.coco import CocoDataset
+from mgdet.data.coco import read_coco
+from mgdet.data.dataset import DetectionDataset
 from mgdet.data.loader import train_loader
 from mgdet.data.sampler import TrainSampler
 from mgdet.data.transforms import read_image
@@ -42,7 +43,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def sampler(dataset: CocoDataset, args: argparse.Namespace) -> TrainSampler:
+def sampler(dataset: DetectionDataset, args: argparse.Namespace) -> TrainSampler:
     long_edge, short_edge = args.size
     return TrainSampler(
         dataset.portrait,
@@ -58,7 +59,7 @@ def sampler(dataset: CocoDataset, args: argparse.Namespace) -> TrainSampler:
     )
 
 
-def stages(dataset: CocoDataset, args: argparse.Namespace) -> dict[str, float]:
+def stages(dataset: DetectionDataset, args: argparse.Namespace) -> dict[str, float]:
     """CPU milliseconds an image of each part, in this process."""
     seconds = {"read and decode": 0.0, "resize, flip, annotations": 0.0, "collate": 0.0}
     num_images = 0
@@ -77,7 +78,7 @@ def stages(dataset: CocoDataset, args: argparse.Namespace) -> dict[str, float]:
     return {name: 1000 * value / num_images for name, value in seconds.items()}
 
 
-def throughput(dataset: CocoDataset, args: argparse.Namespace, workers: int) -> float:
+def throughput(dataset: DetectionDataset, args: argparse.Namespace, workers: int) -> float:
     """Images a second of the loader, after a warm-up that fills its queues."""
     batches = train_loader(dataset, sampler(dataset, args), workers=workers, pin=False)
     for _ in range(4 * max(1, workers)):
@@ -93,7 +94,8 @@ def main() -> None:
     args = arguments()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    dataset = CocoDataset(args.root / args.annotations, args.root / args.images, training=True, masks=args.masks)
+    records = read_coco(args.root / args.annotations, args.root / args.images, masks=args.masks)
+    dataset = DetectionDataset(records, training=True, masks=args.masks)
     milliseconds = stages(dataset, args)
     speeds = {workers: throughput(dataset, args, workers) for workers in args.workers}
 

@@ -21,6 +21,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mgdet.data.coco import read_coco
 from mgdet.evaluate.coco import evaluate
 
 
@@ -57,7 +58,8 @@ def synthetic_results(annotations: Path, per_image: int, masks: bool, seed: int)
 
 def ours(annotations: Path, results: list[dict[str, Any]], metric: str) -> list[float]:
     """The twelve numbers by hotcoco."""
-    return list(evaluate(annotations, results, [metric])[metric].stats.values())
+    records = read_coco(annotations, annotations.parent, masks=metric == "segm")
+    return list(evaluate(records, results, [metric])[metric].stats.values())
 
 
 def reference(annotations: Path, results: list[dict[str, Any]], metric: str) -> list[float]:

@@ -21,7 +21,8 @@ import torch
 
 from mgdet.config import Config
 from mgdet.data.batch import Batch
-from mgdet.data.coco import CocoDataset
+from mgdet.data.coco import read_coco
+from mgdet.data.dataset import DetectionDataset
 from mgdet.data.loader import train_loader
 from mgdet.data.sampler import TrainSampler
 from mgdet.detectors.build import detector_class
@@ -65,7 +66,7 @@ class Clock:
 class Bench:
     """The step of a recipe and its data."""
 
-    def __init__(self, config: Config, data: CocoDataset, batch: int, amp: str, workers: int):
+    def __init__(self, config: Config, data: DetectionDataset, batch: int, amp: str, workers: int):
         config.train.batch, config.train.amp = batch, amp
         world = World(rank=0, size=1, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self.device = world.device
@@ -148,9 +149,8 @@ def main() -> None:
 
     config = load_recipe(arguments.recipe)
     root, masks = Path(arguments.root), detector_class(config.student.detector).has_masks
-    data = CocoDataset(
-        root / config.data.train_annotations, root / config.data.train_images, training=True, masks=masks
-    )
+    records = read_coco(root / config.data.train_annotations, root / config.data.train_images, masks=masks)
+    data = DetectionDataset(records, training=True, masks=masks)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     print(
         f"{arguments.recipe} on {name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.amp}"

@@ -14,7 +14,8 @@ import mgdet.engine.loop as loop
 from mgdet.cli import main
 from mgdet.config import Config
 from mgdet.data.batch import collate
-from mgdet.data.coco import CocoDataset
+from mgdet.data.coco import read_coco
+from mgdet.data.dataset import DetectionDataset
 from mgdet.data.transforms import View
 from mgdet.distributed import World, launch
 from mgdet.engine.checkpoint import check_all_see_it
@@ -129,7 +130,7 @@ def detector(tiny, tmp_path_factory):
     """A checkpoint that finds something in the even pictures of `val` and nothing in the grey ones."""
     config = tiny.config(distil=False)
     model, _ = load_detector(config.student, read_checkpoint(tiny.teacher), CLASSES)
-    data = CocoDataset(tiny.root / "annotations" / "val.json", tiny.root / "val", training=False)
+    data = DetectionDataset(read_coco(tiny.root / "annotations" / "val.json", tiny.root / "val"), training=False)
     with torch.no_grad():
         model.bbox_head.retina_cls.weight *= 20
         best = []

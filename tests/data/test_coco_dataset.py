@@ -1,16 +1,19 @@
 """Annotation files: what becomes an object, which images are trained on, and every complaint."""
 
+import re
+
 import cv2
 import numpy as np
 import pytest
 
-from mgdet.data.coco import CocoDataset
+from mgdet.data.coco import read_coco
+from mgdet.data.dataset import DetectionDataset
 from mgdet.data.transforms import View
 from mgdet.errors import UserError
 
 
 def open_data(data, training=True, masks=False):
-    return CocoDataset(*data.write(), training=training, masks=masks)
+    return DetectionDataset(read_coco(*data.write(), masks=masks), training=training, masks=masks)
 
 
 def view(index, long_edge=80, short_edge=48):
@@ -27,7 +30,10 @@ def test_training_leaves_out_empty_and_small_images(small_data):
     dataset = open_data(small_data)
     assert [info.file_name for info in dataset.images] == ["0.png", "1.png"]
     assert dataset.portrait == [False, True]
-    assert dataset.notes == ["2 images of 4 without a usable box or under 32 pixels left out (first: 2.png)"]
+    assert dataset.notes == [
+        "left out of training: 1 image under 32 pixels (first: 3.png)",
+        "left out of training: 1 image without an object to train on (first: 2.png)",
+    ]
 
 
 def test_testing_takes_all_images(small_data):
@@ -80,14 +86,19 @@ def test_unusable_boxes_are_dropped_and_counted_once(small_data):
     small_data.add(0, 7, [0, 0, 20, 16], ignore=1)
     dataset = open_data(small_data)
     assert len(dataset[view(0)].target.boxes) == 2
-    assert dataset.notes[0] == "6 degenerate boxes dropped (first: annotation 104 of image 0.png)"
+    assert dataset.notes[:4] == [
+        "left out of training: 1 crowd (iscrowd is set) (first: object 9 of image '0.png')",
+        "left out of training: 1 ignored object (first: object 10 of image '0.png')",
+        "left out of training: 5 degenerate boxes (first: object 3 of image '0.png')",
+        "left out of training: 1 object with area 0 (first: object 8 of image '0.png')",
+    ]
 
 
 def test_boxes_partly_outside_are_clipped(small_data):
     small_data.add(0, 7, [-10, 40, 20, 30], area=1.0, iscrowd=0)
     dataset = open_data(small_data)
     assert dataset[view(0)].target.boxes[2].tolist() == [0, 40, 10, 48]
-    assert len(dataset.notes) == 1
+    assert not any("box" in note for note in dataset.notes)
 
 
 def test_an_image_with_only_a_crowd_is_not_trained_on(small_data):
@@ -110,19 +121,20 @@ BAD_FILES = {
     "no images": (lambda data: data.update(images=[], annotations=[]), "no image is listed"),
     "category without name": (drop_first("categories", "name"), "category number 1 .* has no 'name'"),
     "same category twice": (set_first("categories", id=3), "two categories .* have the id 3"),
-    "image without width": (drop_first("images", "width"), "image number 1 .* has no 'width'"),
-    "height as text": (set_first("images", height="48"), "has height '48', which should be of type int"),
-    "no pixels": (set_first("images", height=0), "has no pixels"),
+    "half a pixel": (
+        set_first("images", height=48.5),
+        "image number 1 .* has height 48.5, which is not a number of pix",
+    ),
+    "height as a word": (set_first("images", height="tall"), "has height 'tall', which is not a number of pixels"),
+    "more pixels than can be": (set_first("images", height=2**20 + 1), "is not a number of pixels up to 1,048,576"),
     "same image twice": (set_first("images", id=11), "two images .* have the id 11"),
     "undeclared category": (
         set_first("annotations", category_id=91),
         "use category ids that no category declares: 91; declared are 3, 7",
     ),
     "unknown image": (set_first("annotations", image_id=99), "use image ids that no image declares: 99"),
-    "no box": (drop_first("annotations", "bbox"), r"annotation 100 \(number 1\) .* has no 'bbox'"),
-    "box of three": (set_first("annotations", bbox=[1, 2, 3]), "should be four numbers"),
-    "box of words": (set_first("annotations", bbox=[1, 2, 3, "4"]), "should be four numbers"),
-    "box without end": (set_first("annotations", bbox=[1, 2, 3, float("nan")]), "should be four numbers"),
+    "no image id": (drop_first("annotations", "image_id"), r"annotation 100 \(number 1\) .* has no 'image_id'"),
+    "yes as an id": (set_first("annotations", category_id=True), "category_id True, which is neither an integer nor"),
     "not an object": (lambda data: data["annotations"].insert(0, 5), "not an object"),
 }
 
@@ -137,26 +149,50 @@ def test_bad_annotation_file(small_data, case):
     assert "\n" not in str(caught.value)
 
 
+BAD_BOXES = {
+    "missing": None,
+    "empty": [],
+    "three": [1, 2, 3],
+    "five": [1, 2, 3, 4, 0],
+    "words": [1, 2, 3, "wide"],
+    "without end": [1, 2, 3, float("inf")],
+    "not a number": [1, 2, 3, float("nan")],
+    "beyond any image": [1, 2, 3, 1e18],
+}
+
+
+@pytest.mark.parametrize("case", BAD_BOXES)
+def test_a_box_that_is_none_is_left_out_and_counted(small_data, case):
+    small_data.data["annotations"][0]["bbox"] = BAD_BOXES[case]
+    dataset = open_data(small_data)
+    assert dataset[view(0)].target.labels.tolist() == [0]
+    assert "left out 1 box that is not four numbers (first: annotation 100 of image '0.png'" in dataset.notes[0]
+
+
 BAD_SEGMENTATIONS = {
-    "missing": (None, "has no segmentation"),
-    "empty": ([], "has no segmentation"),
-    "two points": ([[1, 1, 2, 2]], "three points or more"),
-    "odd": ([[1, 1, 2, 2, 3, 3, 4]], "three points or more"),
-    "no number": ([[1, 1, 2, 2, 3, float("nan")]], "three points or more"),
-    "text": ("x", "three points or more"),
-    "other size": ({"size": [64, 48], "counts": [3072]}, "RLE of size"),
-    "too long": ({"size": [48, 64], "counts": [9999]}, "broken RLE"),
-    "no counts": ({"size": [48, 64], "counts": None}, "broken RLE"),
+    "missing": (None, "object without a segmentation"),
+    "empty": ([], "object without a segmentation"),
+    "two points": ([[1, 1, 2, 2]], "no polygon of it has three points or more"),
+    "odd": ([[1, 1, 2, 2, 3, 3, 4]], "odd number of coordinates"),
+    "no number": ([[1, 1, 2, 2, 3, float("nan")]], "not x, y, x, y"),
+    "text": ("x", "it is 'x'"),
+    "other size": ({"size": [64, 40], "counts": [3072]}, r"RLE is of size \[64, 40\], not \[48, 64\]"),
+    "too long": ({"size": [48, 64], "counts": [9999]}, "RLE is broken"),
+    "no counts": ({"size": [48, 64], "counts": None}, "counts None"),
+    "broken text": ({"size": [48, 64], "counts": "abc"}, "RLE is broken"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_SEGMENTATIONS)
-def test_bad_segmentation_matters_with_masks_only(small_data, case):
+def test_a_bad_segmentation_is_left_out_and_counted_with_masks_only(small_data, case):
     segmentation, message = BAD_SEGMENTATIONS[case]
     small_data.data["annotations"][0]["segmentation"] = segmentation
-    with pytest.raises(UserError, match=f"annotation 100 of image '0.png' .*{message}"):
-        open_data(small_data, masks=True)
-    assert len(open_data(small_data)) == 2
+    dataset = open_data(small_data, masks=True)
+    assert re.search("left out 1 object .*annotation 100 of image '0.png'", dataset.notes[0])
+    assert re.search(message, dataset.notes[0])
+    target = dataset[view(0)].target
+    assert (target.labels.tolist(), len(target.masks)) == ([0], 1)
+    assert len(open_data(small_data)[view(0)].target.boxes) == 2
 
 
 def test_not_json(small_data):
@@ -164,15 +200,15 @@ def test_not_json(small_data):
     for content in (b'{"images": [', b"\xff\xfe\x00", b""):
         annotations.write_bytes(content)
         with pytest.raises(UserError, match=r"train\.json' is not a COCO annotation file: it is not JSON"):
-            CocoDataset(annotations, images, training=True)
+            DetectionDataset(read_coco(annotations, images), training=True)
 
 
 def test_missing_folders_show_the_layout(small_data, tmp_path):
     gone = tmp_path / "gone"
-    layout = "expected are the COCO annotation file '.*train.json' and its images in the folder '.*train'"
+    layout = "expected are the annotations '.*train.json' and their images in the folder '.*train'"
     for annotations, images in ((gone / "train.json", small_data.images), (small_data.annotations, gone / "train")):
         with pytest.raises(UserError, match=f"there is no .*{layout}"):
-            CocoDataset(annotations, images, training=True)
+            DetectionDataset(read_coco(annotations, images), training=True)
 
 
 def test_a_missing_image_is_named_at_once(small_data):

@@ -11,7 +11,8 @@ import pytest
 import mgdet.data.loader as loader
 import mgdet.data.sampler as sampler
 from mgdet.data.batch import collate
-from mgdet.data.coco import CocoDataset
+from mgdet.data.coco import read_coco
+from mgdet.data.dataset import DetectionDataset
 from mgdet.data.transforms import View
 
 ROOT = Path(os.environ["MGDET_COCO_SAMPLE"])
@@ -19,7 +20,8 @@ RECORDED = json.loads((Path(__file__).parents[1] / "parity" / "pipeline.json").r
 
 
 def open_split(split, training=True, masks=False):
-    return CocoDataset(ROOT / "annotations" / f"instances_{split}.json", ROOT / split, training=training, masks=masks)
+    records = read_coco(ROOT / "annotations" / f"instances_{split}.json", ROOT / split, masks=masks)
+    return DetectionDataset(records, training=training, masks=masks)
 
 
 @pytest.fixture(scope="module")

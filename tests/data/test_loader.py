@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from mgdet.data import loader, sampler
-from mgdet.data.coco import CocoDataset
+from mgdet.data.coco import read_coco
+from mgdet.data.dataset import DetectionDataset
 from mgdet.errors import UserError
 
 
 def open_train(data, workers, masks=True):
-    dataset = CocoDataset(*data.write(), training=True, masks=masks)
+    dataset = DetectionDataset(read_coco(*data.write(), masks=masks), training=True, masks=masks)
     views = sampler.TrainSampler(
         dataset.portrait,
         batch=2,
@@ -59,7 +60,7 @@ def test_reading_draws_nothing_from_the_run(small_data):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_test_batches_are_single_and_in_order(small_data, workers):
-    dataset = CocoDataset(*small_data.write(), training=False)
+    dataset = DetectionDataset(read_coco(*small_data.write()), training=False)
     views = sampler.test_views(len(dataset), 0, 1, 64, 64)
     batches = list(loader.test_loader(dataset, views, workers=workers, pin=False))
     assert [batch.image_ids for batch in batches] == [[10], [11], [12], [13]]

@@ -10,7 +10,8 @@ import torch.distributed
 import torch.multiprocessing
 from torch import Tensor, nn
 
-from mgdet.data.coco import CocoDataset
+from mgdet.data.coco import read_coco
+from mgdet.data.dataset import DetectionDataset
 from mgdet.detectors.base import Detector
 from mgdet.evaluate.coco import evaluate, run_detector
 from mgdet.structures import Detections, Pyramid
@@ -58,7 +59,7 @@ def write_data(root, brightness):
 
 
 def run(root, detector, *, rank=0, world_size=1, amp="off", workers=0, progress=None):
-    dataset = CocoDataset(root / "gt.json", root, training=False)
+    dataset = DetectionDataset(read_coco(root / "gt.json", root), training=False)
     return run_detector(
         detector,
         dataset,
@@ -86,7 +87,10 @@ def test_results_come_in_the_order_of_the_data_set_in_pixels_of_the_files(tmp_pa
         n = len(found)
         expected = [[0, 0, width * k / (n + 1), height * k / (n + 1)] for k in range(1, n + 1)]
         assert np.allclose([result["bbox"] for result in found], expected, atol=1e-4)
-    assert -1 not in (evaluate(tmp_path / "d" / "gt.json", results)["bbox"].stats[name] for name in ("AP", "AR100"))
+    assert -1 not in (
+        evaluate(read_coco(tmp_path / "d" / "gt.json", tmp_path), results)["bbox"].stats[name]
+        for name in ("AP", "AR100")
+    )
 
 
 def test_the_detector_runs_in_eval_and_inference_mode_and_gets_its_flag_back(tmp_path):

@@ -32,7 +32,7 @@ class Batch:
     pixels: Tensor
     targets: list[Target]
     files: list[str]
-    image_ids: list[int]
+    image_ids: list[int | str]
     originals: list[tuple[int, int]]
     scales: list[tuple[float, float]]
 

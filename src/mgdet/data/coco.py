@@ -1,306 +1,277 @@
-"""A data set in COCO format: checked once when it is opened, then read one view at a time."""
+"""Annotation files in COCO format, read into records: only the fields that are used, in every form they come in.
+
+A typed decoder reads what is written as COCO writes it; what is not goes, one record at a time, through Python's own
+decoder and the checks of the builder. Fields that nothing here uses are never looked at.
+"""
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
-from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import cv2
-import hotcoco.mask
-import numpy as np
+import msgspec
+from msgspec import Raw
 
-from mgdet.data.transforms import Example, View, make_example, read_image
+from mgdet.data.records import Id, Records, RecordsBuilder, expected_layout, id_order
+from mgdet.data.values import in_range, integer_of
 from mgdet.errors import UserError
 
-MIN_EDGE = 32
-"""Images with an edge under this many pixels are not trained on."""
+_NO_MASK = Raw(b"null")
 
 
-@dataclass(frozen=True, slots=True)
-class ImageInfo:
-    """What the annotation file says about an image: its id, its file, and its size in pixels."""
+class _File(msgspec.Struct, gc=False):
+    images: list[Raw]
+    categories: list[Raw]
+    annotations: list[Raw] | msgspec.UnsetType = msgspec.UNSET
 
-    id: int
+
+class _Image(msgspec.Struct, gc=False):
+    id: int | str
     file_name: str
-    height: int
-    width: int
+    height: int | None = None
+    width: int | None = None
 
 
-class CocoDataset:
-    """Images with boxes, and masks if wanted.
+class _Object(msgspec.Struct, gc=False):
+    image_id: int | str
+    category_id: int | str
+    bbox: tuple[float, float, float, float]
+    area: float | None = None
+    iscrowd: int | bool | None = None
+    ignore: int | bool | None = None
 
-    Objects are all annotations but crowds, those marked `ignore`, and those whose box lies outside the image, has no
-    area, or is under one pixel wide or high. Annotations may lack `area` (then it is the box's) and `iscrowd` (then
-    it is 0).
 
-    classes: names of the categories, by ascending id.
-    category_ids: their ids; label i means `category_ids[i]`.
-    images: in the order of the file. For training only those with an object and no edge under `MIN_EDGE`.
-    portrait: one flag an image: is it no wider than high?
-    annotations: the annotation file.
-    folder: the folder that file names start from.
-    notes: sentences on what was left out of training.
+class _MaskedObject(_Object, gc=False):
+    segmentation: Raw = _NO_MASK
+
+
+_decode_file = msgspec.json.Decoder(_File).decode
+_decode_image = msgspec.json.Decoder(_Image).decode
+_decode_object = msgspec.json.Decoder(_Object).decode
+_decode_masked = msgspec.json.Decoder(_MaskedObject).decode
+_decode_polygons = msgspec.json.Decoder(
+    Annotated[list[Annotated[list[float], msgspec.Meta(min_length=6)]], msgspec.Meta(min_length=1)]
+).decode
+
+
+def read_coco(annotations: Path, images: Path, *, masks: bool = False) -> Records:
+    """Reads a COCO instances file.
+
+    Ids may be integers of any size or texts; annotations need none. Classes are the categories by ascending id.
+
+    Args:
+        annotations: the file; UTF-8 with or without BOM, or UTF-16.
+        images: the folder that its file names start from; nothing is looked for there.
+        masks: also read the objects' segmentations.
+
+    Raises:
+        UserError: the file is missing, is not COCO format, or refers to what is not there.
     """
-
-    def __init__(self, annotations: Path, images: Path, *, training: bool, masks: bool = False) -> None:
-        """Reads and checks the annotation file.
-
-        Args:
-            annotations: a COCO instances file.
-            images: folder that its file names start from.
-            training: leave out images that cannot be trained on.
-            masks: also read the objects' segmentations, polygons or RLE.
-
-        Raises:
-            UserError: something is missing, is not COCO format, or refers to what is not there.
-        """
-        _require_files(annotations, images)
-        data = _read_json(annotations)
-        where = f"in '{annotations}'"
-        names = _read_categories(data["categories"], where)
-        infos = _read_images(data["images"], where)
-        records = data["annotations"]
-        _check_annotations(records, names, infos, where)
-
-        self.annotations = annotations
-        self.folder = images
-        self.category_ids = tuple(sorted(names))
-        self.classes = tuple(names[i] for i in self.category_ids)
-        self.notes: list[str] = []
-        objects, dropped = _select_objects(records, infos)
-        self.images = list(infos.values())
-        if training:
-            self.images = [
-                info for info in self.images if objects[info.id] and min(info.height, info.width) >= MIN_EDGE
-            ]
-            self._take_notes(infos, dropped)
-            if not self.images:
-                raise UserError(f"no image {where} can be trained on: none has a usable box and {MIN_EDGE} pixels")
-        self.portrait = [info.width <= info.height for info in self.images]
-        for info in self.images[:8]:
-            if not (images / info.file_name).is_file():
-                raise UserError(f"image '{images / info.file_name}', listed {where}, does not exist")
-        self._store(objects)
-        self._segmentations = _Segmentations(self.images, objects, where) if masks else None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, view: View) -> Example:
-        """Reads one image with its objects.
-
-        Raises:
-            UserError: the image is missing, unreadable, truncated, or not of the size that the annotations give.
-        """
-        info = self.images[view.index]
-        path = self.folder / info.file_name
-        image = read_image(path)
-        height, width = image.shape[:2]
-        if (height, width) != (info.height, info.width):
-            raise UserError(
-                f"image '{path}' is {width} x {height} pixels, "
-                f"but '{self.annotations}' says {info.width} x {info.height}"
-            )
-        rows = slice(self._starts[view.index], self._starts[view.index + 1])
-        masks = None
-        if self._segmentations is not None:
-            masks = [self._segmentations.decode(i, height, width) for i in range(rows.start, rows.stop)]
-        return make_example(
-            image,
-            view,
-            file=str(path),
-            image_id=info.id,
-            boxes=self._boxes[rows],
-            labels=self._labels[rows],
-            masks=masks,
-        )
-
-    def _store(self, objects: dict[int, list[dict]]) -> None:
-        # Flat arrays rather than objects of Python: forked workers then share them for good.
-        label = {category: i for i, category in enumerate(self.category_ids)}
-        rows = [record for info in self.images for record in objects[info.id]]
-        self._starts = np.cumsum([0] + [len(objects[info.id]) for info in self.images])
-        boxes = np.array([record["bbox"] for record in rows], dtype=np.float64).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        self._boxes = boxes.astype(np.float32)
-        self._labels = np.array([label[record["category_id"]] for record in rows], dtype=np.int64)
-
-    def _take_notes(self, infos: dict[int, ImageInfo], dropped: list[dict]) -> None:
-        if dropped:
-            first = dropped[0]
-            self.notes.append(
-                f"{_count(len(dropped), 'degenerate box', 'degenerate boxes')} dropped "
-                f"(first: annotation {first.get('id')} of image {infos[first['image_id']].file_name})"
-            )
-        kept = {info.id for info in self.images}
-        unused = [info for info in infos.values() if info.id not in kept]
-        if unused:
-            self.notes.append(
-                f"{_count(len(unused), 'image', 'images')} of {len(infos)} without a usable box or under {MIN_EDGE} "
-                f"pixels left out (first: {unused[0].file_name})"
-            )
-
-
-class _Segmentations:
-    """The segmentations of all objects, as JSON in one block of bytes: small, and shared by forked workers."""
-
-    def __init__(self, images: list[ImageInfo], objects: dict[int, list[dict]], where: str) -> None:
-        parts = []
-        for info in images:
-            for record in objects[info.id]:
-                _check_segmentation(record, info, where)
-                parts.append(json.dumps(record["segmentation"]).encode())
-        self._ends = np.cumsum([0] + [len(part) for part in parts])
-        self._text = b"".join(parts)
-
-    def decode(self, row: int, height: int, width: int) -> np.ndarray:
-        """The mask of object `row`: (height, width) uint8 of zeros and ones."""
-        segmentation = json.loads(self._text[self._ends[row] : self._ends[row + 1]])
-        return _decode_mask(segmentation, height, width)
-
-
-def _decode_mask(segmentation: list | dict, height: int, width: int) -> np.ndarray:
-    rles = hotcoco.mask.frPyObjects(segmentation, height, width)
-    mask: np.ndarray = hotcoco.mask.decode(hotcoco.mask.merge(rles) if isinstance(rles, list) else rles)
-    return cv2.transpose(mask.T)  # the same mask, row by row in memory
-
-
-def _require_files(annotations: Path, images: Path) -> None:
-    layout = f"expected are the COCO annotation file '{annotations}' and its images in the folder '{images}'"
     if not annotations.is_file():
-        raise UserError(f"there is no file '{annotations}'; {layout}")
-    if not images.is_dir():
-        raise UserError(f"there is no folder '{images}'; {layout}")
+        raise UserError(f"there is no file '{annotations}'; {expected_layout(annotations, images)}")
+    file = _parse(annotations)
+    where = f"in '{annotations}'"
+    names = _categories(file.categories, where)
+    builder = RecordsBuilder(str(annotations), images, list(names.values()), list(names), masks=masks)
+    rows = _add_images(builder, file.images, where)
+    if file.annotations is msgspec.UNSET:
+        builder.annotated = False
+    else:
+        _Objects(builder, rows, {category: label for label, category in enumerate(names)}).add(file.annotations)
+    del file
+    return builder.build()
 
 
-def _read_json(path: Path) -> dict[str, list]:
+def _parse(path: Path) -> _File:
+    data = _read_text(path)
     try:
-        data = json.loads(path.read_bytes())
+        return _decode_file(data)
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        pass
+    # Not COCO's lists, or not JSON by the book (NaN, half of a surrogate pair): Python reads more, and slower.
+    content = _loads(data, path)
+    if isinstance(content, list):
+        raise UserError(f"'{path}' is not a COCO annotation file: it is a list, as results in COCO format are")
+    lists = {}
+    for name in ("images", "categories", "annotations"):
+        if name == "annotations" and isinstance(content, dict) and name not in content:
+            continue
+        if not isinstance(content, dict) or not isinstance(content.get(name), list):
+            raise UserError(f"'{path}' is not a COCO annotation file: it has no list '{name}'")
+        lists[name] = content[name]
+    return _File(**lists)
+
+
+def _read_text(path: Path) -> bytes:
+    """The file as UTF-8 without BOM."""
+    try:
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UserError(f"'{path}' is not a COCO annotation file: it is not JSON ({error})") from None
-    for name in ("images", "annotations", "categories"):
-        if not isinstance(data, dict) or not isinstance(data.get(name), list):
-            raise UserError(f"'{path}' is not a COCO annotation file: it has no list '{name}'")
+    if data.startswith(codecs.BOM_UTF8):
+        return data[len(codecs.BOM_UTF8) :]
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if wide or (len(data) > 1 and 0 in data[:2]):
+        encoding = "utf-16" if wide else "utf-16-be" if data[0] == 0 else "utf-16-le"
+        try:
+            return data.decode(encoding).encode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            raise UserError(f"'{path}' is not a COCO annotation file: it is not JSON (broken UTF-16)") from None
     return data
 
 
-def _field(record: Any, name: str, kind: type, what: str) -> Any:
-    """`record[name]`, which must be a `kind`; `what` names the record in errors."""
+def _loads(data: bytes | Raw, path: object = None) -> Any:
+    """Decodes JSON as Python does, with NaN and lone surrogates."""
+    problem = f"'{path}' is not a COCO annotation file: it is not JSON"
+    try:
+        return json.loads(bytes(data).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise UserError(f"{problem} (byte {byte:#x} at {error.start} is not UTF-8; save it as UTF-8)") from None
+    except RecursionError:
+        raise UserError(f"{problem} (it is nested too deeply)") from None
+    except ValueError as error:
+        raise UserError(f"{problem} ({error})") from None
+
+
+def _fields(item: object, what: str) -> dict[str, Any]:
+    """A record as a dict; `what` names it in errors."""
+    record = _loads(item, what) if isinstance(item, Raw) else item
     if not isinstance(record, dict):
         raise UserError(f"{what} is {record!r:.80}, not an object with fields")
+    return record
+
+
+def _id(record: dict[str, Any], name: str, what: str) -> Id:
+    """An id: an integer, a number without fraction, or a text."""
     if name not in record:
         raise UserError(f"{what} has no '{name}'")
-    if type(record[name]) is not kind:
-        raise UserError(f"{what} has {name} {record[name]!r:.80}, which should be of type {kind.__name__}")
-    return record[name]
+    value = record[name]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UserError(f"{what} has {name} {value!r:.80}, which is neither an integer nor a text")
+    return _printable(value) if isinstance(value, str) else value
 
 
-def _read_categories(records: list, where: str) -> dict[int, str]:
-    """Id -> name."""
-    names: dict[int, str] = {}
-    for i, record in enumerate(records):
+def _printable(text: str) -> str:
+    """The text without halves of surrogate pairs, which no file and no terminal takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _categories(items: Iterable[object], where: str) -> dict[Id, str]:
+    """Id -> name, by ascending id."""
+    names: dict[Id, str] = {}
+    for i, item in enumerate(items):
         what = f"category number {i + 1} {where}"
-        category = _field(record, "id", int, what)
+        record = _fields(item, what)
+        category, name = _id(record, "id", what), record.get("name")
         if category in names:
             raise UserError(f"two categories {where} have the id {category}")
-        names[category] = _field(record, "name", str, what)
-    if not names:
-        raise UserError(f"no category is declared {where}")
-    return names
+        if "name" not in record:
+            raise UserError(f"{what} has no 'name'")
+        if isinstance(name, bool) or not isinstance(name, str | int | float):
+            raise UserError(f"{what} has name {name!r:.80}, which is not a text")
+        names[category] = _printable(str(name))
+    return {category: names[category] for category in sorted(names, key=id_order)}
 
 
-def _read_images(records: list, where: str) -> dict[int, ImageInfo]:
-    """Id -> image, in the order of the file."""
-    infos: dict[int, ImageInfo] = {}
-    for i, record in enumerate(records):
-        what = f"image number {i + 1} {where}"
-        info = ImageInfo(
-            _field(record, "id", int, what),
-            _field(record, "file_name", str, what),
-            _field(record, "height", int, what),
-            _field(record, "width", int, what),
-        )
-        if info.height < 1 or info.width < 1:
-            raise UserError(f"{what} has no pixels: width {info.width}, height {info.height}")
-        if info.id in infos:
-            raise UserError(f"two images {where} have the id {info.id}")
-        infos[info.id] = info
-    if not infos:
-        raise UserError(f"no image is listed {where}")
-    return infos
-
-
-def _check_annotations(records: list, names: dict[int, str], infos: dict[int, ImageInfo], where: str) -> None:
-    for i, record in enumerate(records):
-        what = f"annotation {record.get('id', '')} (number {i + 1}) {where}" if isinstance(record, dict) else where
-        _field(record, "image_id", int, what)
-        _field(record, "category_id", int, what)
-        box = _field(record, "bbox", list, what)
-        if len(box) != 4 or not all(type(v) in (int, float) and math.isfinite(v) for v in box):
-            raise UserError(f"{what} has bbox {box!r:.80}, which should be four numbers: x, y, width, height")
-    for field, known, noun in (("category_id", names, "category"), ("image_id", infos, "image")):
-        unknown = sorted({record[field] for record in records} - known.keys())
-        if unknown:
-            ids = ", ".join(str(i) for i in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-            valid = ", ".join(str(i) for i in islice(sorted(known), 5)) + (", ..." if len(known) > 5 else "")
-            raise UserError(f"annotations {where} use {noun} ids that no {noun} declares: {ids}; declared are {valid}")
-
-
-def _select_objects(
-    records: list[dict], infos: dict[int, ImageInfo]
-) -> tuple[defaultdict[int, list[dict]], list[dict]]:
-    """The objects of each image id, and the annotations that are dropped for their boxes."""
-    objects: defaultdict[int, list[dict]] = defaultdict(list)
-    dropped = []
-    for record in records:
-        if record.get("iscrowd") or record.get("ignore"):
-            continue
-        if _usable(record, infos[record["image_id"]]):
-            objects[record["image_id"]].append(record)
-        else:
-            dropped.append(record)
-    return objects, dropped
-
-
-def _usable(record: dict, info: ImageInfo) -> bool:
-    x, y, width, height = record["bbox"]
-    area = record.get("area")
-    inside_x = min(x + width, info.width) - max(x, 0)
-    inside_y = min(y + height, info.height) - max(y, 0)
-    return width >= 1 and height >= 1 and (area is None or area > 0) and inside_x > 0 and inside_y > 0
-
-
-def _check_segmentation(record: dict, info: ImageInfo, where: str) -> None:
-    what = f"annotation {record.get('id', '')} of image '{info.file_name}' {where}"
-    segmentation = record.get("segmentation")
-    if not segmentation:
-        raise UserError(f"{what} has no segmentation, which training with masks needs")
-    if isinstance(segmentation, dict):
-        if segmentation.get("size") != [info.height, info.width]:
-            raise UserError(f"{what} has an RLE of size {segmentation.get('size')}, not {[info.height, info.width]}")
+def _add_images(builder: RecordsBuilder, items: Iterable[object], where: str) -> dict[Id, int]:
+    """Id -> index in the records."""
+    rows: dict[Id, int] = {}
+    for i, item in enumerate(items):
         try:
-            _decode_mask(segmentation, info.height, info.width)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{what} has a broken RLE: {error}") from None
-    elif not isinstance(segmentation, list) or not all(_is_polygon(part) for part in segmentation):
-        raise UserError(f"{what} has a polygon that is not x, y, x, y, ... of three points or more")
+            image = _decode_image(item)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            image = None
+        if image is not None:
+            key, index = image.id, builder.add_image(image.file_name, image.height, image.width, image.id)
+        else:
+            what = f"image number {i + 1} {where}"
+            record = _fields(item, what)
+            key, file = _id(record, "id", what), record.get("file_name")
+            if not isinstance(file, str):
+                has = f"has file_name {file!r:.80}, which is not a text" if file is not None else "has no 'file_name'"
+                raise UserError(f"{what} {has}")
+            index = builder.add_image(_printable(file), record.get("height"), record.get("width"), key)
+        if rows.setdefault(key, index) != index:
+            raise UserError(f"two images {where} have the id {key}")
+    return rows
 
 
-def _is_polygon(part: Any) -> bool:
-    return (
-        isinstance(part, list)
-        and len(part) >= 6
-        and len(part) % 2 == 0
-        and all(type(v) in (int, float) and math.isfinite(v) for v in part)
-    )
+class _Objects:
+    """Annotations on their way into the builder."""
+
+    def __init__(self, builder: RecordsBuilder, images: dict[Id, int], labels: dict[Id, int]) -> None:
+        self._builder, self._images, self._labels = builder, images, labels
+        self._unknown: dict[str, list[Id]] = {"category": [], "image": []}
+
+    def add(self, items: Iterable[object]) -> None:
+        """Adds all, or says which ids nothing declares."""
+        for i, item in enumerate(items):
+            if not self._add_typed(item):
+                self._add_loose(item, i)
+        for noun, known in (("category", self._labels), ("image", self._images)):
+            if self._unknown[noun]:
+                raise UserError(
+                    f"annotations in '{self._builder.source}' use {noun} ids that no {noun} declares: "
+                    f"{_some(self._unknown[noun])}; declared are {_some(known)}"
+                )
+
+    def _add_typed(self, item: object) -> bool:
+        """Adds an annotation that is written as COCO writes it; returns whether it was."""
+        builder = self._builder
+        try:
+            record = (_decode_masked if builder.masks else _decode_object)(item)  # type: ignore[arg-type]
+            image, label = self._images[record.image_id], self._labels[record.category_id]
+            mask = record.segmentation if isinstance(record, _MaskedObject) else b""
+            if builder.masks and any(len(part) % 2 for part in _decode_polygons(mask)):
+                return False
+        except (KeyError, TypeError, ValueError, RecursionError):
+            return False
+        area = math.nan if record.area is None else record.area
+        if area < 0 or not in_range(record.bbox):
+            return False
+        builder.append(image, label, record.bbox, area, bool(record.iscrowd), bool(record.ignore), mask)
+        return True
+
+    def _add_loose(self, item: object, number: int) -> None:
+        where = f"in '{self._builder.source}'"
+        record = _fields(item, f"annotation number {number + 1} {where}")
+        shown = record.get("id", "")
+        name = f"annotation {shown!s:.40}" if isinstance(shown, int | str) and shown != "" else ""
+        what = f"{name or 'annotation'} (number {number + 1}) {where}"
+        image = self._find(self._images, _id(record, "image_id", what), "image")
+        label = self._find(self._labels, _id(record, "category_id", what), "category")
+        if image is None or label is None:
+            return
+        self._builder.add_object(
+            image,
+            label,
+            record.get("bbox"),
+            name=_printable(name) or f"annotation number {number + 1}",
+            area=record.get("area"),
+            crowd=record.get("iscrowd"),
+            ignored=record.get("ignore"),
+            segmentation=record.get("segmentation"),
+        )
+
+    def _find(self, known: dict[Id, int], key: Id, noun: str) -> int | None:
+        """What an id refers to; a number that is written as text finds its number, and the other way round."""
+        other = integer_of(key) if isinstance(key, str) else str(key) if key.bit_length() < 1000 else None
+        for candidate in (key, other):
+            if candidate is not None and candidate in known:
+                return known[candidate]
+        if key not in self._unknown[noun]:
+            self._unknown[noun] = [*self._unknown[noun], key][:6]
+        return None
 
 
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
+def _some(ids: Iterable[Id]) -> str:
+    first = sorted(islice(ids, 1000), key=id_order)
+    return ", ".join(f"{i!s:.40}" for i in first[:5]) + (", ..." if len(first) > 5 else "")

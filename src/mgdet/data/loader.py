@@ -11,14 +11,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from mgdet.data.batch import Batch, collate
-from mgdet.data.coco import CocoDataset
+from mgdet.data.dataset import DetectionDataset
 from mgdet.data.sampler import TrainSampler
 from mgdet.data.transforms import View
 from mgdet.errors import UserError
 
 
 def train_loader(
-    dataset: CocoDataset, sampler: TrainSampler, *, workers: int, pin: bool
+    dataset: DetectionDataset, sampler: TrainSampler, *, workers: int, pin: bool
 ) -> Generator[Batch, None, None]:
     """The batches of `sampler`, in its order and for ever.
 
@@ -37,7 +37,7 @@ def train_loader(
 
 
 def test_loader(
-    dataset: CocoDataset, views: Sequence[View], *, workers: int, pin: bool
+    dataset: DetectionDataset, views: Sequence[View], *, workers: int, pin: bool
 ) -> Generator[Batch, None, None]:
     """Batches of one image, in the order of `views`; arguments and errors as in `train_loader`."""
     return _batches(dataset, [[view] for view in views], workers=workers, pin=pin)
@@ -49,7 +49,7 @@ class _BatchReader:
     An exception that leaves a worker comes back as a page of traceback; a returned one keeps its sentence.
     """
 
-    def __init__(self, dataset: CocoDataset) -> None:
+    def __init__(self, dataset: DetectionDataset) -> None:
         self.dataset = dataset
 
     def __getitems__(self, views: list[View]) -> Batch | UserError:
@@ -60,7 +60,7 @@ class _BatchReader:
 
 
 def _batches(
-    dataset: CocoDataset, views: Iterable[list[View]], *, workers: int, pin: bool
+    dataset: DetectionDataset, views: Iterable[list[View]], *, workers: int, pin: bool
 ) -> Generator[Batch, None, None]:
     loader: DataLoader = DataLoader(
         _BatchReader(dataset),  # type: ignore[arg-type]

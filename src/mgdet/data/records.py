@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from mgdet.data.segmentation import Unreadable, canonical
-from mgdet.data.values import four_numbers, number, truth
+from mgdet.data.values import four_numbers, integer_of, number, truth
 from mgdet.errors import UserError
 
 Id = int | str
@@ -32,8 +33,8 @@ class Reason(Enum):
     NOT_A_FLAG = "object whose crowd flag is neither yes nor no", "objects whose crowd flag is neither yes nor no"
     NO_MASK = "object without a segmentation", "objects without a segmentation"
     NOT_A_MASK = "object whose segmentation cannot be read", "objects whose segmentation cannot be read"
-    NO_SIZE = "image size that is not in the file", "image sizes that are not in the file"
-    CROWD = "crowd or ignored object", "crowds and ignored objects"
+    CROWD = "crowd (iscrowd is set)", "crowds (iscrowd is set)"
+    IGNORED = "ignored object", "ignored objects"
     NO_AREA = "object with area 0", "objects with area 0"
     DEGENERATE = "degenerate box", "degenerate boxes"
     EMPTY_IMAGE = "image without an object to train on", "images without an object to train on"
@@ -54,7 +55,8 @@ class LeftOut:
 
     def sentences(self, verb: str = "left out") -> list[str]:
         """One line for each reason, as in "left out 2 degenerate boxes (first: annotation 7 of image 'a.jpg')"."""
-        return [f"{verb} {self.phrase(reason)} (first: {self.examples[reason]})" for reason in self.counts]
+        lead = f"{verb} " if verb else ""
+        return [f"{lead}{self.phrase(reason)} (first: {self.examples[reason]})" for reason in self.counts]
 
     def phrase(self, reason: Reason) -> str:
         """As in "2 degenerate boxes"."""
@@ -80,7 +82,7 @@ class Records:
     ignored: (N,) bool; not trained on, but an object like others in evaluation, as COCO's `ignore` is.
     areas: (N,) float64, square pixels; NaN where the file gives none.
     segmentations: JSON of all masks in one block, as `segmentation.canonical` writes it; empty if masks were not read.
-    segmentation_ends: (N + 1,) int64; the mask of row n is segmentations[ends[n]:ends[n + 1]], empty without a mask.
+    spans: (N, 2) int64; the mask of row n is segmentations[spans[n, 0] : spans[n, 1]], empty without a mask.
     left_out: what of the file is not in the records, and why.
     has_masks: whether masks were read; an object without one cannot be used where masks are needed.
     annotated: False where the file lists images but no objects at all, as COCO's test files do.
@@ -101,7 +103,7 @@ class Records:
     ignored: np.ndarray
     areas: np.ndarray
     segmentations: np.ndarray
-    segmentation_ends: np.ndarray
+    spans: np.ndarray
     left_out: LeftOut
     has_masks: bool = False
     annotated: bool = True
@@ -119,7 +121,8 @@ class Records:
 
     def segmentation(self, row: int) -> bytes:
         """The mask of an object as JSON; empty without one."""
-        return self.segmentations[self.segmentation_ends[row] : self.segmentation_ends[row + 1]].tobytes()
+        start, end = self.spans[row].tolist()
+        return self.segmentations[start:end].tobytes()
 
     def describe(self, row: int) -> str:
         """An object for messages: its number within its image."""
@@ -223,18 +226,18 @@ class RecordsBuilder:
                     self.leave_out(Reason.NO_MASK, image, name)
             except Unreadable as error:
                 self.leave_out(Reason.NOT_A_MASK, image, name, str(error))
-        self.append(
-            image,
-            label,
-            values,
-            area=self._area(area, image, name),
-            crowd=self._flag(crowd, image, name),
-            ignored=self._flag(ignored, image, name),
-            mask=mask,
-        )
+        flags = self._flag(crowd, image, name), self._flag(ignored, image, name)
+        self.append(image, label, values, self._area(area, image, name), *flags, mask)
 
     def append(
-        self, image: int, label: int, box: Sequence[float], *, area: float, crowd: bool, ignored: bool, mask: bytes
+        self,
+        image: int,
+        label: int,
+        box: Sequence[float],
+        area: float,
+        crowd: bool,
+        ignored: bool,
+        mask: bytes | msgspec.Raw,
     ) -> None:
         """Adds an object whose values have been checked: finite numbers, an area of 0 or more or NaN."""
         self._images.append(image)
@@ -269,11 +272,11 @@ class RecordsBuilder:
             "ignored": np.frombuffer(self._ignored, np.int8).astype(bool),
             "areas": np.frombuffer(self._areas, np.float64),
         }
-        block, ends = np.frombuffer(self._segmentations, np.uint8), np.frombuffer(self._ends, np.int64)
+        ends = np.frombuffer(self._ends, np.int64)
+        columns["spans"] = np.stack([ends[:-1], ends[1:]], axis=1)
         if np.any(np.diff(images) < 0):
             order = np.argsort(images, kind="stable")
             columns = {name: column[order] for name, column in columns.items()}
-            block, ends = _reorder(block, ends, order)
         return Records(
             source=self.source,
             folder=self.folder,
@@ -284,8 +287,7 @@ class RecordsBuilder:
             heights=np.frombuffer(self.heights, np.int64),
             widths=np.frombuffer(self.widths, np.int64),
             starts=starts,
-            segmentations=block,
-            segmentation_ends=ends,
+            segmentations=np.frombuffer(self._segmentations, np.uint8),
             left_out=self.left_out,
             has_masks=self.masks,
             annotated=self.annotated,
@@ -322,11 +324,14 @@ class RecordsBuilder:
         return flag
 
 
-def _reorder(block: np.ndarray, ends: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same segmentations in another order of rows."""
-    lengths = np.diff(ends)[order]
-    new_ends = np.concatenate([[0], np.cumsum(lengths)])
-    result = np.empty_like(block)
-    for row, start, end in zip(order.tolist(), new_ends[:-1].tolist(), new_ends[1:].tolist()):
-        result[start:end] = block[ends[row] : ends[row + 1]]
-    return result, new_ends
+def expected_layout(source: object, folder: Path) -> str:
+    """The end of a sentence about a file or folder that is not there."""
+    return f"expected are the annotations '{source}' and their images in the folder '{folder}'"
+
+
+def id_order(key: Id) -> tuple[int, int, str]:
+    """Sorts ids ascending: integers, also those written as text, before other texts."""
+    if isinstance(key, int):
+        return 0, key, ""
+    value = integer_of(key)
+    return (1, 0, key) if value is None else (0, value, key)

@@ -55,7 +55,7 @@ class Example:
     image: np.ndarray
     target: Target
     file: str
-    image_id: int
+    image_id: int | str
     original: tuple[int, int]
     scale: tuple[float, float]
 
@@ -158,8 +158,9 @@ def resize_masks(masks: Sequence[np.ndarray], size: tuple[int, int], flipped: bo
     height, width = size
     result = np.zeros((len(masks), *padded_size(size)), dtype=np.uint8)
     for padded, mask in zip(result, masks):
-        resized = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
-        padded[:height, :width] = flip(resized) if flipped else resized
+        # One at a time, and turned: decoded masks lie column by column in memory.
+        resized = cv2.resize(mask.T, (height, width), interpolation=cv2.INTER_NEAREST).T
+        padded[:height, :width] = resized[:, ::-1] if flipped else resized
     return result
 
 
@@ -168,7 +169,7 @@ def make_example(
     view: View,
     *,
     file: str,
-    image_id: int = 0,
+    image_id: int | str = 0,
     boxes: np.ndarray | None = None,
     labels: np.ndarray | None = None,
     masks: Sequence[np.ndarray] | None = None,

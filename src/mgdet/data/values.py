@@ -49,5 +49,11 @@ def truth(value: object) -> bool | None:
     if value is None or value in ([], {}):
         return False
     if isinstance(value, int | float):
-        return None if math.isnan(value) else bool(value)
+        return None if isinstance(value, float) and math.isnan(value) else bool(value)
     return None
+
+
+def integer_of(text: str) -> int | None:
+    """The integer that a text is, or None."""
+    stripped = text.strip()
+    return int(stripped) if len(stripped) < 100 and stripped.isascii() and stripped.lstrip("-").isdecimal() else None

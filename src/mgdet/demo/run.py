@@ -14,7 +14,8 @@ from rich.table import Table
 
 from mgdet.config import Config
 from mgdet.data.batch import collate
-from mgdet.data.coco import CocoDataset
+from mgdet.data.coco import read_coco
+from mgdet.data.dataset import DetectionDataset
 from mgdet.data.sampler import test_views
 from mgdet.demo.shapes import write_shapes
 from mgdet.distributed import World
@@ -158,7 +159,8 @@ def _draw_curves(out: Path, metric: str) -> None:
 @torch.inference_mode()
 def _draw_detections(out: Path, root: Path, *, masks: bool) -> None:
     """Truth, student alone, student with MGD and teacher, side by side, on the first evaluation images."""
-    data = CocoDataset(root / "annotations" / "val.json", root / "val", training=False, masks=masks)
+    records = read_coco(root / "annotations" / "val.json", root / "val", masks=masks)
+    data = DetectionDataset(records, training=False, masks=masks)
     views = test_views(PICTURES, 0, 1, max(IMAGE_SIZE), min(IMAGE_SIZE))
     detectors = []
     for run in ("student", "distilled", "teacher"):

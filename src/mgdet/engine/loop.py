@@ -13,7 +13,8 @@ import torch
 
 from mgdet.config import Config
 from mgdet.data.batch import Batch
-from mgdet.data.coco import CocoDataset
+from mgdet.data.coco import read_coco
+from mgdet.data.dataset import DetectionDataset, check_same_classes
 from mgdet.data.loader import train_loader
 from mgdet.data.sampler import TrainSampler
 from mgdet.detectors.build import detector_class
@@ -83,7 +84,7 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
             steps_per_epoch=sampler.steps_per_epoch,
             classes=train_data.classes,
         )
-    notes = list(train_data.notes)
+    notes = train_data.notes + val_data.notes
     torch.manual_seed(config.train.seed)
     models = world.in_turn(
         lambda: build_models(
@@ -128,7 +129,7 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
     return 128 + stop.signal if stop.signal else 0
 
 
-def open_data(config: Config) -> tuple[CocoDataset, CocoDataset]:
+def open_data(config: Config) -> tuple[DetectionDataset, DetectionDataset]:
     """The data sets to train and to evaluate on.
 
     Raises:
@@ -138,17 +139,12 @@ def open_data(config: Config) -> tuple[CocoDataset, CocoDataset]:
     root, masks = Path(config.data.root), detector_class(config.student.detector).has_masks
     if "segm" in config.train.metrics and not masks:
         raise UserError(f"train.metrics has segm, but a {config.student.detector} finds only boxes; choose bbox")
-    train_data = CocoDataset(
-        root / config.data.train_annotations, root / config.data.train_images, training=True, masks=masks
-    )
-    val_data = CocoDataset(root / config.data.val_annotations, root / config.data.val_images, training=False)
-    check_truth(val_data.annotations, config.train.metrics)
-    if train_data.classes != val_data.classes:
-        raise UserError(
-            f"{train_data.annotations} has {len(train_data.classes)} classes and {val_data.annotations} other ones "
-            f"({len(val_data.classes)}); both files must declare the same categories"
-        )
-    return train_data, val_data
+    train = read_coco(root / config.data.train_annotations, root / config.data.train_images, masks=masks)
+    measures_masks = "segm" in config.train.metrics
+    val = read_coco(root / config.data.val_annotations, root / config.data.val_images, masks=measures_masks)
+    check_same_classes(train, val)
+    check_truth(val, config.train.metrics)
+    return DetectionDataset(train, training=True, masks=masks), DetectionDataset(val, training=False)
 
 
 def _title(config: Config, folder: Path, world: World) -> str:
@@ -168,7 +164,7 @@ class Run:
         log: RunLog,
         stop: StopRequest,
         models: Models,
-        val_data: CocoDataset,
+        val_data: DetectionDataset,
         steps_per_epoch: int,
         state: State | None,
     ):
@@ -302,7 +298,7 @@ class Run:
             progress=progress,
         )
         if results is not None:
-            scores = evaluate(self.val_data.annotations, results, metrics)
+            scores = evaluate(self.val_data.records, results, metrics)
             for metric in metrics:
                 self.log.evaluation(self.step, metric, scores[metric].stats)
             score = scores[metrics[0]].stats["AP"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import hotcoco
@@ -17,11 +16,13 @@ import torch
 import torch.distributed
 
 from mgdet.data.batch import Batch
-from mgdet.data.coco import CocoDataset
+from mgdet.data.dataset import DetectionDataset
 from mgdet.data.loader import test_loader
+from mgdet.data.records import Id, Records
 from mgdet.data.sampler import test_views
 from mgdet.detectors.face import Face
 from mgdet.errors import UserError, nearest
+from mgdet.evaluate.truth import Truth, class_rows
 from mgdet.precision import autocast
 from mgdet.structures import Detections
 
@@ -54,14 +55,14 @@ class CocoScores:
     stats: COCO's twelve numbers in COCO's order. AP is "Average Precision (AP) @[ IoU=0.50:0.95 | area=all |
         maxDets=100 ]"; AP50 and AP75 are the same at one IoU; APs, APm, APl at one area (up to 32^2, up to 96^2,
         above); AR1, AR10, AR100 are "Average Recall (AR)" at so many detections an image; ARs, ARm, ARl at one area.
-    per_class: AP, AP50, AP75, APs, APm and APl for each class name, in the order of category ids.
+    per_class: AP, AP50, AP75, APs, APm and APl for each class name, by label; names that occur twice also have the id.
     """
 
     stats: dict[str, float]
     per_class: dict[str, dict[str, float]]
 
 
-def coco_results(detections: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+def coco_results(detections: Detections, image_id: Id, category_ids: Sequence[Id]) -> list[dict[str, Any]]:
     """The detections of one image in COCO's results format.
 
     Args:
@@ -87,56 +88,53 @@ def coco_results(detections: Detections, image_id: int, category_ids: Sequence[i
 
 
 def evaluate(
-    annotations: Path, results: list[dict[str, Any]], metrics: Sequence[str] = ("bbox",)
+    records: Records, results: list[dict[str, Any]], metrics: Sequence[str] = ("bbox",)
 ) -> dict[str, CocoScores]:
-    """Scores detections by COCO's protocol, over all images of the annotation file.
+    """Scores detections by COCO's protocol, over all images of the records.
 
-    Ground truth without `area` counts with the area of its mask, or else of its box; without `iscrowd` as no crowd.
+    Ground truth without an area counts with the area of its mask, if masks were read, or else of its box. "segm"
+    leaves out ground truth without a readable mask.
 
     Args:
-        annotations: the data set's annotation file.
-        results: detections in COCO's results format, boxes [x, y, w, h] in pixels of the image files. There may be
-            none: that scores 0.
+        records: the data set; with masks if "segm" is among the metrics.
+        results: detections in COCO's results format with the file's own ids, boxes [x, y, w, h] in pixels of the
+            image files. There may be none: that scores 0.
         metrics: "bbox", "segm" or both. "segm" takes the area of a detection from its mask.
 
     Returns:
         The scores for each metric.
 
     Raises:
-        UserError: the file is not a COCO annotation file, a metric is unknown, the results are of other images or
-            categories, or "segm" is asked for where the file or the results have no masks.
+        UserError: a metric is unknown, the results are of other images or categories, or "segm" is asked for where
+            the records or the results have no masks.
+    """
+    check_truth(records, metrics)
+    truth = Truth(records)
+    own = truth.results(results)
+    return {metric: _scores(truth.coco(masks=metric == "segm"), own, metric, records) for metric in metrics}
+
+
+def check_truth(records: Records, metrics: Sequence[str]) -> None:
+    """Refuses to measure what cannot be measured, before hours are spent on it.
+
+    Raises:
+        UserError: a metric is unknown, the annotation file lists no objects at all, or "segm" is among the metrics
+            and no object has a mask.
     """
     for metric in metrics:
         if metric not in METRICS:
             raise UserError(f"metric is '{metric}'{nearest(metric, METRICS)}")
-    try:
-        truth = hotcoco.COCO(str(annotations))
-    except (OSError, ValueError) as error:
-        raise UserError(f"annotation file {annotations} cannot be read: {error}") from error
-    _check_ids(truth, results, annotations)
-    return {metric: _scores(truth, results, metric, annotations) for metric in metrics}
+    if not records.annotated:
+        raise UserError(f"'{records.source}' has no list 'annotations', so nothing can be measured on it")
+    if "segm" in metrics and len(records.labels) and not len(records.segmentations):
+        why = f": {records.left_out.sentences()[0]}" if records.left_out.counts else ""
+        raise UserError(f"metric segm needs masks, and no object in '{records.source}' has one{why}; choose bbox")
 
 
-def check_truth(annotations: Path, metrics: Sequence[str]) -> None:
-    """Refuses to measure masks where the ground truth has none, before hours are spent on it.
-
-    Raises:
-        UserError: "segm" is among the metrics, and an annotation has no segmentation.
-    """
-    if "segm" in metrics:
-        _check_truth_masks(hotcoco.COCO(str(annotations)), annotations)
-
-
-def _check_ids(truth: hotcoco.COCO, results: list[dict[str, Any]], annotations: Path) -> None:
-    for field, known in (("image_id", truth.imgs), ("category_id", truth.cats)):
-        for result in results:
-            if result[field] not in known:
-                raise UserError(f"a detection has {field} {result[field]}, which {annotations} does not have")
-
-
-def _scores(truth: hotcoco.COCO, results: list[dict[str, Any]], metric: str, annotations: Path) -> CocoScores:
+def _scores(truth: hotcoco.COCO, results: list[dict[str, Any]], metric: str, records: Records) -> CocoScores:
     if metric == "segm":
-        _check_masks(truth, results, annotations)
+        if any("segmentation" not in result for result in results):
+            raise UserError("metric segm needs masks, and this detector finds only boxes; choose bbox")
         # With a box in the result its area would decide between small, medium and large.
         results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
     evaluator = hotcoco.COCOeval(truth, truth.load_res(results), metric)
@@ -145,29 +143,13 @@ def _scores(truth: hotcoco.COCO, results: list[dict[str, Any]], metric: str, ann
     # precision: (10 IoUs, 101 recalls, K classes, 4 areas, 3 limits); recall: the same without recalls.
     arrays = evaluator.eval
     assert arrays is not None
-    categories = truth.cats
-    names = [categories[category]["name"] for category in evaluator.params.cat_ids]
     return CocoScores(
         stats={name: _mean(arrays, name) for name in _STATS},
         per_class={
             class_name: {name: _mean(arrays, name, slice(k, k + 1)) for name in _PER_CLASS}
-            for k, class_name in enumerate(names)
+            for k, class_name in enumerate(class_rows(records))
         },
     )
-
-
-def _check_masks(truth: hotcoco.COCO, results: list[dict[str, Any]], annotations: Path) -> None:
-    if any("segmentation" not in result for result in results):
-        raise UserError("metric segm needs masks, and this detector finds only boxes; choose bbox")
-    _check_truth_masks(truth, annotations)
-
-
-def _check_truth_masks(truth: hotcoco.COCO, annotations: Path) -> None:
-    for annotation in truth.anns.values():
-        if not annotation.get("segmentation"):
-            raise UserError(
-                f"metric segm needs masks, and annotation {annotation['id']} of {annotations} has none; choose bbox"
-            )
 
 
 def _mean(arrays: dict[str, np.ndarray], name: str, classes: slice = slice(None)) -> float:
@@ -180,7 +162,7 @@ def _mean(arrays: dict[str, np.ndarray], name: str, classes: slice = slice(None)
 
 def run_detector(
     detector: Face,
-    dataset: CocoDataset,
+    dataset: DetectionDataset,
     *,
     long_edge: int,
     short_edge: int,

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mgdet.config import Config
-from mgdet.data.coco import CocoDataset
+from mgdet.data.coco import read_coco
+from mgdet.data.dataset import DetectionDataset
 from mgdet.detectors.build import detector_class
 from mgdet.distributed import World
 from mgdet.errors import UserError
@@ -57,7 +58,7 @@ def test_checkpoint(
         say: is told what was loaded and the tables; by the first process only.
 
     Returns:
-        The scores for each metric on rank 0, None on other ranks.
+        The scores for each metric on rank 0, none where the data set has no annotations; None on other ranks.
 
     Raises:
         UserError: bad input; `out` exists already.
@@ -75,8 +76,12 @@ def test_checkpoint(
     if out is not None and not out.parent.is_dir():
         raise UserError(f"the folder {out.parent} of {out.name} does not exist; make it first")
     root = Path(config.data.root)
-    dataset = CocoDataset(root / config.data.val_annotations, root / config.data.val_images, training=False)
-    check_truth(dataset.annotations, metrics)
+    annotations, images = root / config.data.val_annotations, root / config.data.val_images
+    records = read_coco(annotations, images, masks="segm" in metrics)
+    measured = records.annotated or out is None
+    if measured:
+        check_truth(records, metrics)
+    dataset = DetectionDataset(records, training=False)
     checkpoint = world.in_turn(lambda: read_checkpoint(source))
     detector, line = load_detector(config.student, checkpoint, dataset.classes)
     with _progress(world) as progress:
@@ -97,8 +102,12 @@ def test_checkpoint(
     if results is None:
         return None
     say(line)
-    scores = evaluate(dataset.annotations, results, metrics)
-    for metric in metrics:
+    for note in dataset.notes:
+        say(note)
+    scores = evaluate(dataset.records, results, metrics) if measured else {}
+    if not measured:
+        say(f"'{annotations}' has no list 'annotations': nothing is measured")
+    for metric in scores:
         say(_tables(metric, scores[metric]))
     if out is not None:
         atomic_write(out, lambda file: file.write(json.dumps(results).encode()))

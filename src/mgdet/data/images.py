@@ -1,0 +1,168 @@
+"""Image files before any is decoded: are they all there, how large are they, does EXIF turn them?"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mgdet.data.records import Records
+from mgdet.data.segmentation import to_rle
+from mgdet.data.transforms import read_image
+from mgdet.errors import UserError
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_CHECKED = 8
+"""Images whose size is compared with the records at the start; the others when they are read."""
+
+
+def check_images(records: Records) -> Records:
+    """Looks for all image files, and reads the sizes that the records lack.
+
+    Returns:
+        The records with every size known.
+
+    Raises:
+        UserError: files are missing, or have another size than the records say.
+    """
+    missing = find_missing(records.folder, records.files)
+    if missing:
+        raise UserError(_about_missing(records, missing))
+    records = _with_sizes(records)
+    for index in range(min(_CHECKED, len(records))):
+        path = records.folder / records.files[index]
+        size = header_size(path)
+        if size is not None:
+            check_size(records, index, size)
+    return records
+
+
+def find_missing(folder: Path, files: Sequence[str]) -> list[int]:
+    """Indices of the files that are not there. Each folder is listed once, so that many files take little time."""
+    by_folder: defaultdict[str, list[int]] = defaultdict(list)
+    for index, file in enumerate(files):
+        by_folder[os.path.dirname(file)].append(index)
+    missing = []
+    for inner, indices in by_folder.items():
+        try:
+            with os.scandir(os.path.join(folder, inner)) as entries:
+                present = {entry.name for entry in entries}
+        except (OSError, ValueError):
+            present = set()
+        missing += [index for index in indices if os.path.basename(files[index]) not in present]
+    # A file system may take a name in other spellings than it lists: upper case, composed letters.
+    return sorted(index for index in missing if not os.path.isfile(os.path.join(folder, files[index])))
+
+
+def header_size(path: Path) -> tuple[int, int] | None:
+    """(h, w) of an image as it is seen upright, from its header; None if Pillow does not know the format."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (width, height) if turned_by_exif(image) else (height, width)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def turned_by_exif(image: Image.Image) -> bool:
+    """Does the EXIF orientation swap width and height?"""
+    return image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+
+
+def without_size(records: Records) -> np.ndarray:
+    """Indices of the images whose size the records do not say."""
+    return np.flatnonzero((records.heights == 0) | (records.widths == 0))
+
+
+def check_size(records: Records, index: int, size: tuple[int, int]) -> None:
+    """Compares the (h, w) of an image file, upright, with the records.
+
+    Raises:
+        UserError: they differ; the sentence says whether EXIF turns the image.
+    """
+    height, width = size
+    said_height, said_width = int(records.heights[index]), int(records.widths[index])
+    if (height, width) == (said_height, said_width):
+        return
+    path = records.folder / records.files[index]
+    text = f"image '{path}' is {width} x {height} pixels, but '{records.source}' says {said_width} x {said_height}"
+    if (width, height) == (said_height, said_width):
+        with Image.open(path) as image:
+            if turned_by_exif(image):
+                text += (
+                    ", its size before the EXIF orientation turns it upright; "
+                    "give size and boxes of the upright image, or take the EXIF orientation out of the file"
+                )
+    raise UserError(text)
+
+
+def _with_sizes(records: Records) -> Records:
+    unknown = without_size(records)
+    if not len(unknown):
+        return records
+    heights, widths = records.heights.copy(), records.widths.copy()
+    for index in unknown.tolist():
+        path = records.folder / records.files[index]
+        heights[index], widths[index] = header_size(path) or read_image(path).shape[:2]
+        for row in range(*records.rows(index).indices(len(records.labels))):
+            _check_rle(records, row, path, (int(heights[index]), int(widths[index])))
+    return replace(records, heights=heights, widths=widths)
+
+
+def _check_rle(records: Records, row: int, path: Path, size: tuple[int, int]) -> None:
+    segmentation = records.segmentation(row)
+    try:
+        if segmentation:
+            to_rle(segmentation, *size)
+    except ValueError as error:
+        raise UserError(
+            f"{records.describe(row)} in '{records.source}' does not fit the file '{path}': {error}"
+        ) from None
+
+
+def _about_missing(records: Records, missing: list[int]) -> str:
+    folder = records.folder
+    named = [f"'{folder / records.files[index]}'" for index in missing[:3]]
+    first = records.files[missing[0]]
+    text = (
+        f"{len(missing):,} of {len(records):,} images listed in '{records.source}' do not exist: {', '.join(named)}"
+        if len(missing) > 1
+        else f"image {named[0]}, listed in '{records.source}', does not exist"
+    )
+    return text + (", ..." if len(missing) > 3 else "") + _hint(folder, first)
+
+
+def _hint(folder: Path, file: str) -> str:
+    """Where the file might be instead."""
+    slashes = file.replace("\\", "/")
+    if slashes != file:
+        found = next((name for name in (slashes, slashes.rsplit("/")[-1]) if _is_file(folder / name)), None)
+        return "; the name has the backslashes of Windows, write slashes" + (
+            f": did you mean '{found}'" if found else ""
+        )
+    for other in (folder.parent, *sorted(_folders(folder))):
+        if _is_file(other / file):
+            return f"; it is in '{other}', give that folder"
+    base = os.path.basename(file)
+    if base != file and _is_file(folder / base):
+        return f"; did you mean '{folder / base}', without the folder in its name"
+    return ""
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return [inner for inner in folder.iterdir() if inner.is_dir()]
+    except OSError:
+        return []
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
