@@ -9,7 +9,9 @@ from __future__ import annotations
 import codecs
 import json
 import math
-from collections.abc import Iterable
+import mmap
+import os
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,10 +20,14 @@ import msgspec
 from msgspec import Raw
 
 from mgdet.data.records import Id, Records, RecordsBuilder, expected_layout, id_order
-from mgdet.data.values import in_range, integer_of
+from mgdet.data.values import FARTHEST, integer_of
 from mgdet.errors import UserError
 
+_RELEASE_EVERY = 50_000
 _NO_MASK = Raw(b"null")
+
+
+_Coordinate = Annotated[float, msgspec.Meta(gt=-FARTHEST, lt=FARTHEST)]
 
 
 class _File(msgspec.Struct, gc=False):
@@ -40,8 +46,8 @@ class _Image(msgspec.Struct, gc=False):
 class _Object(msgspec.Struct, gc=False):
     image_id: int | str
     category_id: int | str
-    bbox: tuple[float, float, float, float]
-    area: float | None = None
+    bbox: tuple[_Coordinate, _Coordinate, _Coordinate, _Coordinate]
+    area: Annotated[float, msgspec.Meta(ge=0)] | None = None
     iscrowd: int | bool | None = None
     ignore: int | bool | None = None
 
@@ -74,7 +80,8 @@ def read_coco(annotations: Path, images: Path, *, masks: bool = False) -> Record
     """
     if not annotations.is_file():
         raise UserError(f"there is no file '{annotations}'; {expected_layout(annotations, images)}")
-    file = _parse(annotations)
+    text = _read_text(annotations)
+    file = _parse(text, annotations)
     where = f"in '{annotations}'"
     names = _categories(file.categories, where)
     builder = RecordsBuilder(str(annotations), images, list(names.values()), list(names), masks=masks)
@@ -82,13 +89,13 @@ def read_coco(annotations: Path, images: Path, *, masks: bool = False) -> Record
     if file.annotations is msgspec.UNSET:
         builder.annotated = False
     else:
-        _Objects(builder, rows, {category: label for label, category in enumerate(names)}).add(file.annotations)
-    del file
+        _release(text, len(text))
+        _Objects(builder, rows, {category: label for label, category in enumerate(names)}).add(file.annotations, text)
+    del file, text
     return builder.build()
 
 
-def _parse(path: Path) -> _File:
-    data = _read_text(path)
+def _parse(data: bytes | mmap.mmap, path: Path) -> _File:
     try:
         return _decode_file(data)
     except (msgspec.DecodeError, RecursionError, ValueError):
@@ -107,25 +114,34 @@ def _parse(path: Path) -> _File:
     return _File(**lists)
 
 
-def _read_text(path: Path) -> bytes:
-    """The file as UTF-8 without BOM."""
+def _read_text(path: Path) -> bytes | mmap.mmap:
+    """The file as UTF-8 without BOM; mapped into memory, so that what has been read need not stay there."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror or error}") from None
-    if data.startswith(codecs.BOM_UTF8):
+        with path.open("rb") as file:
+            empty = file.seek(0, os.SEEK_END) == 0
+            data = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    head = data[:4]
+    if head.startswith(codecs.BOM_UTF8):
         return data[len(codecs.BOM_UTF8) :]
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    if wide or (len(data) > 1 and 0 in data[:2]):
-        encoding = "utf-16" if wide else "utf-16-be" if data[0] == 0 else "utf-16-le"
+    wide = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if wide or 0 in head[:2]:
+        encoding = "utf-16" if wide else "utf-16-be" if head[0] == 0 else "utf-16-le"
         try:
-            return data.decode(encoding).encode("utf-8", "surrogatepass")
+            return data[:].decode(encoding).encode("utf-8", "surrogatepass")
         except UnicodeDecodeError:
             raise UserError(f"'{path}' is not a COCO annotation file: it is not JSON (broken UTF-16)") from None
     return data
 
 
-def _loads(data: bytes | Raw, path: object = None) -> Any:
+def _release(data: bytes | mmap.mmap, end: int) -> None:
+    """Takes the file's first `end` bytes out of memory; whoever asks for them again gets them from the disk."""
+    if isinstance(data, mmap.mmap) and hasattr(data, "madvise"):
+        data.madvise(mmap.MADV_DONTNEED, 0, end // mmap.PAGESIZE * mmap.PAGESIZE)
+
+
+def _loads(data: bytes | Raw | mmap.mmap, path: object = None) -> Any:
     """Decodes JSON as Python does, with NaN and lone surrogates."""
     problem = f"'{path}' is not a COCO annotation file: it is not JSON"
     try:
@@ -209,13 +225,20 @@ class _Objects:
 
     def __init__(self, builder: RecordsBuilder, images: dict[Id, int], labels: dict[Id, int]) -> None:
         self._builder, self._images, self._labels = builder, images, labels
+        self._masks, self._append = builder.masks, builder.append
         self._unknown: dict[str, list[Id]] = {"category": [], "image": []}
 
-    def add(self, items: Iterable[object]) -> None:
-        """Adds all, or says which ids nothing declares."""
-        for i, item in enumerate(items):
-            if not self._add_typed(item):
-                self._add_loose(item, i)
+    def add(self, items: Sequence[object], text: bytes | mmap.mmap) -> None:
+        """Adds all, or says which ids nothing declares; releases the text that they lie in on the way."""
+        read = 0
+        for first in range(0, len(items), _RELEASE_EVERY):
+            for i, item in enumerate(items[first : first + _RELEASE_EVERY], first):
+                if not self._add_typed(item):
+                    self._add_loose(item, i)
+            read += sum(
+                memoryview(item).nbytes for item in items[first : first + _RELEASE_EVERY] if isinstance(item, Raw)
+            )
+            _release(text, read)
         for noun, known in (("category", self._labels), ("image", self._images)):
             if self._unknown[noun]:
                 raise UserError(
@@ -225,19 +248,21 @@ class _Objects:
 
     def _add_typed(self, item: object) -> bool:
         """Adds an annotation that is written as COCO writes it; returns whether it was."""
-        builder = self._builder
+        mask: bytes | Raw = b""
         try:
-            record = (_decode_masked if builder.masks else _decode_object)(item)  # type: ignore[arg-type]
+            if self._masks:
+                record = _decode_masked(item)  # type: ignore[arg-type]
+                mask = record.segmentation
+                for polygon in _decode_polygons(mask):
+                    if len(polygon) % 2:
+                        return False
+            else:
+                record = _decode_object(item)  # type: ignore[arg-type]
             image, label = self._images[record.image_id], self._labels[record.category_id]
-            mask = record.segmentation if isinstance(record, _MaskedObject) else b""
-            if builder.masks and any(len(part) % 2 for part in _decode_polygons(mask)):
-                return False
         except (KeyError, TypeError, ValueError, RecursionError):
             return False
         area = math.nan if record.area is None else record.area
-        if area < 0 or not in_range(record.bbox):
-            return False
-        builder.append(image, label, record.bbox, area, bool(record.iscrowd), bool(record.ignore), mask)
+        self._append(image, label, record.bbox, area, bool(record.iscrowd), bool(record.ignore), mask)
         return True
 
     def _add_loose(self, item: object, number: int) -> None:

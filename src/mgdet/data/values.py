@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-_FARTHEST = 2.0**31
+FARTHEST = 2.0**31
 """No coordinate of an image lies farther out, in pixels."""
 _WORDS = {"": False, "false": False, "no": False, "none": False, "null": False, "true": True, "yes": True}
 
@@ -32,12 +31,7 @@ def four_numbers(value: object) -> tuple[float, float, float, float] | None:
     x, y, width, height = (number(v) for v in value)
     if x is None or y is None or width is None or height is None:
         return None
-    return (x, y, width, height) if in_range((x, y, width, height)) else None
-
-
-def in_range(box: Sequence[float]) -> bool:
-    """Whether numbers can be coordinates of an image at all."""
-    return max(box) < _FARTHEST and min(box) > -_FARTHEST
+    return (x, y, width, height) if max(map(abs, (x, y, width, height))) < FARTHEST else None
 
 
 def truth(value: object) -> bool | None:
