@@ -28,6 +28,7 @@ _NO_MASK = Raw(b"null")
 
 
 _Coordinate = Annotated[float, msgspec.Meta(gt=-FARTHEST, lt=FARTHEST)]
+_Extent = Annotated[float, msgspec.Meta(gt=0, lt=FARTHEST)]
 
 
 class _File(msgspec.Struct, gc=False):
@@ -46,7 +47,7 @@ class _Image(msgspec.Struct, gc=False):
 class _Object(msgspec.Struct, gc=False):
     image_id: int | str
     category_id: int | str
-    bbox: tuple[_Coordinate, _Coordinate, _Coordinate, _Coordinate]
+    bbox: tuple[_Coordinate, _Coordinate, _Extent, _Extent]
     area: Annotated[float, msgspec.Meta(ge=0)] | None = None
     iscrowd: int | bool | None = None
     ignore: int | bool | None = None
@@ -250,9 +251,10 @@ class _Objects:
         """Adds an annotation that is written as COCO writes it; returns whether it was."""
         mask: bytes | Raw = b""
         try:
+            record: _Object
             if self._masks:
-                record = _decode_masked(item)  # type: ignore[arg-type]
-                mask = record.segmentation
+                record = masked = _decode_masked(item)  # type: ignore[arg-type]
+                mask = masked.segmentation
                 for polygon in _decode_polygons(mask):
                     if len(polygon) % 2:
                         return False

@@ -71,6 +71,8 @@ class DetectionDataset:
             if not len(kept):
                 raise UserError(_nothing_left(records, left_out))
             self.notes += left_out.sentences("left out of training:")
+        elif records.annotated and records.crowd.all():
+            self.notes.append(f"'{records.source}' has no object that counts, so there is nothing to score")
         self._store(kept, usable, counts)
 
     def __len__(self) -> int:
@@ -200,7 +202,7 @@ def _nothing_left(records: Records, left_out: LeftOut) -> str:
                 total.add(reason, part.examples[reason], part.counts[reason])
     text = f"no image in '{records.source}' can be trained on"
     if not total.counts:
-        return f"{text}: it has no objects"
+        return f"{text}: it has no objects" if records.annotated else f"{text}: it has no list 'annotations'"
     hint = ""
     boxes = records.boxes
     if Reason.DEGENERATE in total.counts and len(boxes) and 0 < boxes.max() <= 1:

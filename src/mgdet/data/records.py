@@ -29,6 +29,7 @@ class Reason(Enum):
     """Why something is left out: the phrase for one and for many."""
 
     NOT_A_BOX = "box that is not four numbers", "boxes that are not four numbers"
+    NO_EXTENT = "box without width or height", "boxes without width or height"
     NOT_AN_AREA = "area that is not a number of 0 or more", "areas that are not numbers of 0 or more"
     NOT_A_FLAG = "object whose crowd flag is neither yes nor no", "objects whose crowd flag is neither yes nor no"
     NO_MASK = "object without a segmentation", "objects without a segmentation"
@@ -217,6 +218,10 @@ class RecordsBuilder:
         if values is None:
             self.leave_out(Reason.NOT_A_BOX, image, name, box)
             return
+        if min(values[2:]) <= 0:
+            # No detection can match it, so it would only lower every score.
+            self.leave_out(Reason.NO_EXTENT, image, name, box)
+            return
         size = (self.heights[image], self.widths[image])
         mask = b""
         if self.masks:
@@ -239,7 +244,8 @@ class RecordsBuilder:
         ignored: bool,
         mask: bytes | msgspec.Raw,
     ) -> None:
-        """Adds an object whose values have been checked: finite numbers, an area of 0 or more or NaN."""
+        """Adds an object whose values have been checked: finite numbers, a box with extent, an area of 0
+        or more or NaN."""
         self._images.append(image)
         self._labels.append(label)
         self._boxes.extend(box)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,9 +20,7 @@ _META = "meta.json"
 _ARRAYS = ("heights", "widths", "starts", "boxes", "labels", "crowd", "ignored", "areas", "segmentations", "spans")
 
 
-def read_shared(
-    read: Callable[[], Records], name: str, *, local_rank: int, local_size: int, barrier: Callable[[], None]
-) -> Records:
+def read_shared(read: Callable[[], Records], name: str, barrier: Callable[[], None]) -> Records:
     """What `read` returns, read once on each machine and shared by its processes.
 
     All processes of the run call it together. Where sharing fails, for want of room say, every process reads for
@@ -30,37 +29,28 @@ def read_shared(
     Args:
         read: reads the data set.
         name: tells this data set from others of the run.
-        local_rank: number of this process on its machine, 0 .. local_size - 1.
-        local_size: processes of this machine.
         barrier: waits for all processes.
 
     Raises:
         UserError: `read` does.
     """
-    if local_size == 1:
-        records = read()
-        barrier()
-        barrier()
-        return records
-    # All processes of a machine are children of one torchrun.
+    # Torchrun says who is on this machine; all of them are its children.
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     folder = Path(tempfile.gettempdir()) / f"mgdet-{os.getppid()}-{name}"
-    shared: Records | None = None
     if local_rank == 0:
         records = read()
-        try:
-            store(records, folder)
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
+        if local_size > 1:
+            with contextlib.suppress(OSError):
+                store(records, folder)
         barrier()
     else:
         barrier()
         try:
-            shared = load(folder)
+            records = load(folder)
         except (OSError, ValueError):
-            shared = None
-        records = read() if shared is None else shared
+            records = read()
     barrier()
-    if local_rank == 0:
+    if local_rank == 0 and local_size > 1:
         shutil.rmtree(folder, ignore_errors=True)  # those who mapped the files keep them
     return records
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from mgdet.config import Config
 from mgdet.data.coco import read_coco
 from mgdet.data.dataset import DetectionDataset
+from mgdet.data.shared import read_shared
 from mgdet.detectors.build import detector_class
 from mgdet.distributed import World
 from mgdet.errors import UserError
@@ -77,7 +78,7 @@ def test_checkpoint(
         raise UserError(f"the folder {out.parent} of {out.name} does not exist; make it first")
     root = Path(config.data.root)
     annotations, images = root / config.data.val_annotations, root / config.data.val_images
-    records = read_coco(annotations, images, masks="segm" in metrics)
+    records = read_shared(lambda: read_coco(annotations, images, masks="segm" in metrics), "val", world.barrier)
     measured = records.annotated or out is None
     if measured:
         check_truth(records, metrics)
