@@ -66,7 +66,7 @@ def stages(dataset: DetectionDataset, args: argparse.Namespace) -> dict[str, flo
     for views in islice(sampler(dataset, args), max(1, args.num_images // args.batch)):
         start = time.process_time()
         for view in views:
-            read_image(dataset.folder / dataset.images[view.index].file_name)
+            read_image(dataset.records.folder / dataset.images[view.index].file_name)
         read = time.process_time()
         examples = [dataset[view] for view in views]
         ready = time.process_time()

@@ -140,7 +140,7 @@ def check_same_classes(train: Records, val: Records) -> None:
         return
     parts = []
     for mine, other in ((train, val), (val, train)):
-        only = sorted(set(mine.classes) - set(other.classes))
+        only = [name for name in mine.classes if name not in other.classes]
         if only:
             parts.append(f"only '{mine.source}' has {_names(only)}")
     if not parts:

@@ -222,7 +222,8 @@ class RecordsBuilder:
             # No detection can match it, so it would only lower every score.
             self.leave_out(Reason.NO_EXTENT, image, name, box)
             return
-        size = (self.heights[image], self.widths[image])
+        height, width = self.heights[image], self.widths[image]
+        size = (height, width) if height and width else (0, 0)
         mask = b""
         if self.masks:
             try:
