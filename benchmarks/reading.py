@@ -4,7 +4,7 @@
     python benchmarks/reading.py --images 5000 --objects 36000 --out reading.json
 
 Makes the file in a temporary folder: polygons, every hundredth object a crowd with a run-length mask. Prints seconds,
-CPU seconds and peak memory of each reader, with masks, and of a second mgdet process that shares what the first one read.
+CPU seconds and peak memory of each reader, with masks, and of a mgdet process that shares what the first one read.
 Needs pycocotools (pip install 'mgdet[test]').
 """
 
