@@ -79,49 +79,59 @@ def find_layouts(root: Path) -> list[Layout]:
     return found
 
 
-def resolve(data: DataConfig, *, splits: tuple[str, ...] = ("train", "val")) -> tuple[DataConfig, str]:
-    """Fills in the names that are left to be found by looking.
+def find_places(
+    data: DataConfig, *, required: tuple[str, ...] = ("train", "val")
+) -> tuple[dict[str, Place], str]:
+    """Where the splits are: as the config names them, and the rest found by looking.
 
-    Names that are set stay as they are. With `data.val_share` and no validation split of its own named, the
-    validation split's names are the training split's.
+    With `data.val_share` and no validation split named, the validation split's place is the training split's.
 
     Args:
         data: as the user gave it.
-        splits: which splits must be there.
+        required: which splits must be there.
 
     Returns:
-        The config with its four names, and the layout's name; "named by options" where nothing was looked for.
+        The place of each split that there is, and the layout's name; "" where the config names everything.
 
     Raises:
-        UserError: there is no such split, or several fit; the sentence says which option decides.
+        UserError: a required split is not there, or several fit; the sentence says which option decides.
     """
-    names = {"train": Place(data.train_annotations, data.train_images), "val": Place(data.val_annotations, data.val_images)}
-    wanted = ("train",) if data.val_share and not names["val"].annotations else splits
-    if data.val_share and "train" not in wanted:
-        wanted = ("train", *wanted)
-    title = "named by options"
-    if not all(all(names[split]) for split in wanted):
-        layout = _choose(Path(data.root), names)
-        title = layout.name if layout else title
-        for split in names:
-            if split in wanted or layout is not None:
-                names[split] = _place(Path(data.root), split, names[split], layout, required=split in wanted)
+    names = {
+        "train": Place(data.train_annotations, data.train_images),
+        "val": Place(data.val_annotations, data.val_images),
+    }
+    given = dict(names)
     if data.val_share:
-        own = Place(data.val_annotations, data.val_images)
-        if any(own) and own != names["train"]:
+        required = ("train", *(split for split in required if split not in ("train", "val")))
+    title = ""
+    if not all(names[split] and all(names[split]) for split in required):
+        root = Path(data.root)
+        layout = _choose(root, names)
+        title = layout.name if layout else ""
+        for split in SPLIT_WORDS:
+            place = _place(root, split, names.get(split, Place("", "")), layout, required=split in required)
+            names[split] = place
+    if data.val_share:
+        if any(given["val"]) and given["val"] != names["train"]:
             raise UserError(
-                f"data.val_share is {data.val_share:g} and data.val_annotations is '{own.annotations}': "
-                "leave one of the two out, since they name two validation splits"
+                f"data.val_share is {data.val_share:g} and data.val_annotations is '{given['val'].annotations}': "
+                "each names a validation split, so leave one of the two out"
             )
         names["val"] = names["train"]
-    train, val = names["train"], names["val"]
+    return {split: place for split, place in names.items() if all(place)}, title
+
+
+def with_places(data: DataConfig, places: Mapping[str, Place]) -> DataConfig:
+    """The config with the names of its splits filled in."""
+    nowhere = Place("", "")
+    train, val = places.get("train", nowhere), places.get("val", nowhere)
     return replace(
         data,
-        train_annotations=train.annotations,
-        train_images=train.images,
-        val_annotations=val.annotations,
-        val_images=val.images,
-    ), title
+        train_annotations=train.annotations or data.train_annotations,
+        train_images=train.images or data.train_images,
+        val_annotations=val.annotations or data.val_annotations,
+        val_images=val.images or data.val_images,
+    )
 
 
 def _choose(root: Path, names: Mapping[str, Place]) -> Layout | None:
@@ -162,9 +172,9 @@ def _nothing(root: Path) -> str:
 def _place(root: Path, split: str, given: Place, layout: Layout | None, *, required: bool) -> Place:
     """The place of one split: what the options say, and the rest as it is found."""
     found = layout.splits.get(split, ()) if layout else ()
+    if all(given):
+        return given
     if given.annotations:
-        if given.images:
-            return given
         images = next((place.images for place in found if _matching(given, (place,))), "")
         images = images or _images_of(root, given.annotations)
         if not images and required:

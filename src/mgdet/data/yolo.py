@@ -63,7 +63,7 @@ def read_yolo(file: Path, split: str, *, masks: bool) -> Records:
     content = read_yaml(file)
     about = Yaml(file, _classes(content, file), _keypoints(content, file))
     images = split_images(file, content, split)
-    builder = RecordsBuilder(str(file), file.parent, about.classes, masks=masks, noun="label")
+    builder = RecordsBuilder(str(file), file.parent, about.classes, masks=masks)
     sizes = upright_sizes(file.parent / name for name in images)
     labelled = 0
     for name, (height, width) in zip(images, sizes):

@@ -1,0 +1,176 @@
+"""Opens the splits of a data set of any format as records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mgdet.config import DataConfig
+from mgdet.data.layouts import Place, find_places, with_places
+from mgdet.data.read_coco import read_coco
+from mgdet.data.records import LeftOut, Records
+from mgdet.data.voc import read_voc
+from mgdet.data.yolo import YAML_SUFFIXES, read_yolo
+from mgdet.errors import UserError
+
+_COPY_MARK = ".rf."
+"""Roboflow writes several altered copies of one photo, as `photo_jpg.rf.HASH.jpg`."""
+
+
+class Splits(NamedTuple):
+    """The two splits of a data set.
+
+    train, val: the records; None where a split was not asked for.
+    data: the config with the names of its splits, as a run stores it.
+    line: what was found, in one line.
+    """
+
+    train: Records | None
+    val: Records | None
+    data: DataConfig
+    line: str
+
+
+def open_splits(
+    data: DataConfig,
+    *,
+    train_masks: bool = False,
+    val_masks: bool = False,
+    required: tuple[str, ...] = ("train", "val"),
+) -> Splits:
+    """Finds and reads the splits that a run or a test needs.
+
+    Args:
+        data: names that are empty are found by looking.
+        train_masks, val_masks: read masks in that split; objects without one are then left out of it.
+        required: ("train", "val"), or ("val",) to measure only.
+
+    Raises:
+        UserError: a split is not there, or cannot be read.
+    """
+    places, title = find_places(data, required=required)
+    root, resolved = Path(data.root), with_places(data, places)
+    masks = {"train": train_masks, "val": val_masks}
+    if data.val_share:
+        train, val = _divide(root, places["train"], masks, data.val_share, data.split_seed)
+        return _splits(train if "train" in required else None, val, resolved, title, places)
+    # VOC's classes are those that occur, so both of its splits are looked at, whichever is asked for.
+    wanted = [split for split in masks if split in places and (split in required or format_of(root, places[split]) == "voc")]
+    read = read_places(root, {split: places[split] for split in wanted}, masks)
+    asked = {split: records for split, records in read.items() if split in required}
+    return _splits(asked.get("train"), asked.get("val"), resolved, title, places)
+
+
+def read_places(root: Path, places: Mapping[str, Place], masks: Mapping[str, bool]) -> dict[str, Records]:
+    """Reads splits of any formats, each with or without masks.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    records: dict[str, Records] = {}
+    voc = {split: place for split, place in places.items() if format_of(root, place) == "voc"}
+    if voc:
+        records.update(zip(voc, read_voc(root, list(voc.values()), masks=[masks[split] for split in voc])))
+    for split, place in places.items():
+        if split in voc:
+            continue
+        path = root / place.annotations
+        if format_of(root, place) == "yolo":
+            records[split] = read_yolo(path, place.images, masks=masks[split])
+        else:
+            records[split] = read_coco(path, root / place.images, masks=masks[split])
+    return {split: records[split] for split in places}
+
+
+def format_of(root: Path, place: Place) -> str:
+    """coco, yolo or voc, by the kind of a split's annotations."""
+    path = root / place.annotations
+    if path.suffix.lower() in YAML_SUFFIXES:
+        return "yolo"
+    return "voc" if path.suffix.lower() == ".txt" or path.is_dir() else "coco"
+
+
+def take(records: Records, images: np.ndarray) -> Records:
+    """Some images of a data set, with their objects.
+
+    Args:
+        images: (I,) indices in ascending order.
+    """
+    rows = np.concatenate([np.arange(records.starts[i], records.starts[i + 1]) for i in images.tolist()])
+    ends = records.segmentation_ends
+    lengths = np.diff(ends)[rows]
+    masks = [records.segmentations[ends[row] : ends[row + 1]] for row in rows.tolist()] if records.has_masks else []
+    return replace(
+        records,
+        image_ids=[records.image_ids[i] for i in images.tolist()],
+        files=[records.files[i] for i in images.tolist()],
+        heights=records.heights[images],
+        widths=records.widths[images],
+        starts=np.concatenate([[0], np.cumsum(np.diff(records.starts)[images])]),
+        **{name: getattr(records, name)[rows] for name in ("boxes", "labels", "crowd", "ignored", "areas")},
+        segmentations=np.concatenate(masks) if masks else records.segmentations[:0],
+        segmentation_ends=np.concatenate([[0], np.cumsum(lengths)]),
+    )
+
+
+def validation_images(records: Records, share: float, seed: int) -> np.ndarray:
+    """Which images to evaluate on: (I,) bool, the same for the same images, share and seed.
+
+    Each class gets its share: images are drawn evenly from a list that is sorted by the rarest class on each.
+    Altered copies of one photo stay together.
+    """
+    counts = np.bincount(records.labels, minlength=len(records.classes))
+    rarest = [
+        min(records.labels[records.rows(i)].tolist(), key=lambda label: (counts[label], label), default=-1)
+        for i in range(len(records))
+    ]
+    groups: dict[str, list[int]] = {}
+    for i in sorted(range(len(records)), key=lambda i: records.files[i]):
+        groups.setdefault(records.files[i].split(_COPY_MARK)[0], []).append(i)
+    members = list(groups.values())
+    shuffled = np.random.default_rng(seed).permutation(len(members)).tolist()
+    order = sorted(shuffled, key=lambda g: rarest[members[g][0]])
+    number = min(max(1, round(share * len(order))), len(order) - 1)
+    chosen = ((np.arange(number) + 0.5) * len(order) / max(number, 1)).astype(int)
+    flags = np.zeros(len(records), dtype=bool)
+    for position in chosen.tolist():
+        flags[members[order[position]]] = True
+    return flags
+
+
+def _divide(
+    root: Path, place: Place, masks: Mapping[str, bool], share: float, seed: int
+) -> tuple[Records, Records]:
+    """The training split as two: to train and to evaluate on."""
+    # Without masks in any case: which objects count decides which images are taken.
+    kinds = {False, *masks.values()}
+    read = {kind: read_places(root, {"train": place}, {"train": kind})["train"] for kind in kinds}
+    whole = read[False]
+    flags = validation_images(whole, share, seed)
+    if not 0 < flags.sum() < len(flags):
+        raise UserError(
+            f"data.val_share is {share:g}, but '{whole.source}' has {len(whole)} images, too few to take some for "
+            "validation; name a validation split with --data.val-annotations and --data.val-images"
+        )
+    val = replace(take(read[masks["val"]], np.flatnonzero(flags)), left_out=LeftOut())
+    return take(read[masks["train"]], np.flatnonzero(~flags)), val
+
+
+def _splits(
+    train: Records | None, val: Records | None, data: DataConfig, title: str, places: Mapping[str, Place]
+) -> Splits:
+    parts = []
+    for split, records in (("train", train), ("val", val)):
+        if records is not None:
+            place = places[split]
+            where = f"{place.annotations}, {place.images}" if place.annotations != place.images else place.images
+            parts.append(f"{split} {len(records):,} images ({where})")
+    if data.val_share:
+        parts.append(f"val is {data.val_share:g} of train by data.split_seed {data.split_seed}")
+    known = train or val
+    classes = f"{len(known.classes)} classes" if known is not None else ""
+    return Splits(train, val, data, f"data in {data.root}: {'; '.join([*filter(None, [title]), *parts, classes])}")
