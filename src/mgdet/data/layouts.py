@@ -104,7 +104,7 @@ def find_places(
     if data.val_share:
         required = ("train", *(split for split in required if split not in ("train", "val")))
     title = ""
-    if not all(names[split] and all(names[split]) for split in required):
+    if not required or not all(all(names.get(split, Place("", ""))) for split in required):
         root = Path(data.root)
         layout = _choose(root, names)
         title = layout.name if layout else ""
@@ -325,13 +325,15 @@ def _images_of(root: Path, annotations: str) -> str:
         return ""
     if path.suffix.lower() != ".json":
         return next((folder for folder in ("JPEGImages", "images") if (root / folder).is_dir()), annotations)
+    # After "instances_", as CVAT and Datumaro name the folder; else from the split's word on, as COCO does.
+    tails = [path.stem.split("_", 1)[-1]]
     split = _word(path.stem) or _word(path.parent.name)
-    candidates = []
     if split is not None:
         kind, word = split
-        exact = path.stem[path.stem.lower().index(word) :] if word in path.stem.lower() else word
-        for name in (exact, word, *SPLIT_WORDS[kind]):
-            candidates += [name, f"images/{name}", f"{name}/images", f"{name}/data"]
+        tails = [path.stem[max(0, path.stem.lower().find(word)) :], *tails, word, *SPLIT_WORDS[kind]]
+    candidates = []
+    for name in tails:
+        candidates += [name, f"images/{name}", f"{name}/images", f"{name}/data"]
     beside = _inside(path.parent, root) if path.parent.is_relative_to(root) else str(path.parent)
     candidates += [beside, *(f"{beside}/{name}" for name in IMAGE_FOLDERS), *IMAGE_FOLDERS, "."]
     candidates = [os.path.normpath(name) for name in candidates]

@@ -11,7 +11,7 @@ import numpy as np
 
 from mgdet.config import DataConfig
 from mgdet.data.layouts import Place, find_places, with_places
-from mgdet.data.read_coco import read_coco
+from mgdet.data.coco import read_coco
 from mgdet.data.records import LeftOut, Records
 from mgdet.data.voc import read_voc
 from mgdet.data.yolo import YAML_SUFFIXES, read_yolo
@@ -101,9 +101,6 @@ def take(records: Records, images: np.ndarray) -> Records:
         images: (I,) indices in ascending order.
     """
     rows = np.concatenate([np.arange(records.starts[i], records.starts[i + 1]) for i in images.tolist()])
-    ends = records.segmentation_ends
-    lengths = np.diff(ends)[rows]
-    masks = [records.segmentations[ends[row] : ends[row + 1]] for row in rows.tolist()] if records.has_masks else []
     return replace(
         records,
         image_ids=[records.image_ids[i] for i in images.tolist()],
@@ -111,9 +108,7 @@ def take(records: Records, images: np.ndarray) -> Records:
         heights=records.heights[images],
         widths=records.widths[images],
         starts=np.concatenate([[0], np.cumsum(np.diff(records.starts)[images])]),
-        **{name: getattr(records, name)[rows] for name in ("boxes", "labels", "crowd", "ignored", "areas")},
-        segmentations=np.concatenate(masks) if masks else records.segmentations[:0],
-        segmentation_ends=np.concatenate([[0], np.cumsum(lengths)]),
+        **{name: getattr(records, name)[rows] for name in ("boxes", "labels", "crowd", "ignored", "areas", "spans")},
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.parsers import expat
 
-from mgdet.data.image_files import is_image, list_images, upright_size
+from mgdet.data.image_files import is_image, list_images
 from mgdet.data.records import Reason, Records, RecordsBuilder
 from mgdet.data.values import four_numbers, number
 from mgdet.data.yolo import read_bytes
@@ -159,10 +159,7 @@ def _records(split: list[VocImage], source: str, folder: Path, classes: list[str
     builder = RecordsBuilder(source, folder, classes, masks=masks)
     label = {name: i for i, name in enumerate(classes)}
     for image in split:
-        height, width = image.height, image.width
-        if not (height and width):
-            height, width = upright_size(folder / image.image)
-        index = builder.add_image(image.image, height, width)
+        index = builder.add_image(image.image, image.height, image.width)
         for i, thing in enumerate(image.objects):
             name = f"object {i + 1}"
             corners = four_numbers(list(thing.corners))

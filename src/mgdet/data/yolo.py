@@ -64,7 +64,7 @@ def read_yolo(file: Path, split: str, *, masks: bool) -> Records:
     about = Yaml(file, _classes(content, file), _keypoints(content, file))
     images = split_images(file, content, split)
     builder = RecordsBuilder(str(file), file.parent, about.classes, masks=masks)
-    sizes = upright_sizes(file.parent / name for name in images)
+    sizes = upright_sizes([file.parent / name for name in images])
     labelled = 0
     for name, (height, width) in zip(images, sizes):
         index = builder.add_image(name, height, width)
