@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,34 +36,47 @@ class Splits(NamedTuple):
     line: str
 
 
+Share = Callable[[Callable[[], Records], str], Records]
+"""Returns what the first argument reads; the second names it. Here many processes can read once for all of them."""
+
+
 def open_splits(
     data: DataConfig,
     *,
     train_masks: bool = False,
     val_masks: bool = False,
     required: tuple[str, ...] = ("train", "val"),
+    share: Share | None = None,
 ) -> Splits:
     """Finds and reads the splits that a run or a test needs.
 
     Args:
         data: names that are empty are found by looking.
-        train_masks, val_masks: read masks in that split; objects without one are then left out of it.
+        train_masks, val_masks: read masks in that split.
         required: ("train", "val"), or ("val",) to measure only.
+        share: how records are read; None: in this process.
 
     Raises:
         UserError: a split is not there, or cannot be read.
     """
     places, title = find_places(data, required=required)
-    root, resolved = Path(data.root), with_places(data, places)
     masks = {"train": train_masks, "val": val_masks}
+    read = cache(lambda: _read_splits(data, places, masks, required))  # both come from one reading, once it is needed
+    share = share or (lambda read_one, _: read_one())
+    records = {split: share(lambda split=split: read()[split], split) for split in required}  # type: ignore[misc]
+    line = _line(data, title, places, records)
+    return Splits(records.get("train"), records.get("val"), with_places(data, places), line)
+
+
+def _read_splits(
+    data: DataConfig, places: Mapping[str, Place], masks: Mapping[str, bool], required: tuple[str, ...]
+) -> dict[str, Records]:
+    root = Path(data.root)
     if data.val_share:
-        train, val = _divide(root, places["train"], masks, data.val_share, data.split_seed)
-        return _splits(train if "train" in required else None, val, resolved, title, places)
+        return _divide(root, places["train"], masks, data.val_share, data.split_seed)
     # VOC's classes are those that occur, so both of its splits are looked at, whichever is asked for.
-    wanted = [split for split in masks if split in places and (split in required or format_of(root, places[split]) == "voc")]
-    read = read_places(root, {split: places[split] for split in wanted}, masks)
-    asked = {split: records for split, records in read.items() if split in required}
-    return _splits(asked.get("train"), asked.get("val"), resolved, title, places)
+    wanted = [s for s in masks if s in places and (s in required or format_of(root, places[s]) == "voc")]
+    return read_places(root, {split: places[split] for split in wanted}, masks)
 
 
 def read_places(root: Path, places: Mapping[str, Place], masks: Mapping[str, bool]) -> dict[str, Records]:
@@ -139,33 +153,28 @@ def validation_images(records: Records, share: float, seed: int) -> np.ndarray:
 
 def _divide(
     root: Path, place: Place, masks: Mapping[str, bool], share: float, seed: int
-) -> tuple[Records, Records]:
+) -> dict[str, Records]:
     """The training split as two: to train and to evaluate on."""
     # Without masks in any case: which objects count decides which images are taken.
-    kinds = {False, *masks.values()}
-    read = {kind: read_places(root, {"train": place}, {"train": kind})["train"] for kind in kinds}
-    whole = read[False]
-    flags = validation_images(whole, share, seed)
+    read = {kind: read_places(root, {"train": place}, {"train": kind})["train"] for kind in {False, *masks.values()}}
+    flags = validation_images(read[False], share, seed)
     if not 0 < flags.sum() < len(flags):
         raise UserError(
-            f"data.val_share is {share:g}, but '{whole.source}' has {len(whole)} images, too few to take some for "
-            "validation; name a validation split with --data.val-annotations and --data.val-images"
+            f"data.val_share is {share:g}, but '{read[False].source}' has {len(flags)} images, too few to take some "
+            "for validation; name a validation split with --data.val-annotations and --data.val-images"
         )
     val = replace(take(read[masks["val"]], np.flatnonzero(flags)), left_out=LeftOut())
-    return take(read[masks["train"]], np.flatnonzero(~flags)), val
+    return {"train": take(read[masks["train"]], np.flatnonzero(~flags)), "val": val}
 
 
-def _splits(
-    train: Records | None, val: Records | None, data: DataConfig, title: str, places: Mapping[str, Place]
-) -> Splits:
-    parts = []
-    for split, records in (("train", train), ("val", val)):
-        if records is not None:
-            place = places[split]
-            where = f"{place.annotations}, {place.images}" if place.annotations != place.images else place.images
-            parts.append(f"{split} {len(records):,} images ({where})")
-    if data.val_share:
-        parts.append(f"val is {data.val_share:g} of train by data.split_seed {data.split_seed}")
-    known = train or val
-    classes = f"{len(known.classes)} classes" if known is not None else ""
-    return Splits(train, val, data, f"data in {data.root}: {'; '.join([*filter(None, [title]), *parts, classes])}")
+def _line(data: DataConfig, title: str, places: Mapping[str, Place], records: Mapping[str, Records]) -> str:
+    """What was found, as in "data in pets: COCO; train 12 images (train.json, train); 3 classes"."""
+    parts = [title] if title else []
+    for split, found in records.items():
+        place = places[split]
+        where = place.images if place.annotations == place.images else f"{place.annotations}, {place.images}"
+        if split == "val" and data.val_share:
+            where = f"{data.val_share:g} of train by data.split_seed {data.split_seed}"
+        parts.append(f"{split} {len(found):,} images ({where})")
+    number = len(next(iter(records.values())).classes)
+    return f"data in {data.root}: {'; '.join([*parts, f'{number} classes' if number > 1 else '1 class'])}"
