@@ -46,7 +46,7 @@ def test_the_truth_handed_back_is_perfect(tmp_path, name):
     masks = name in POLYGONS
     metrics = ("bbox", "segm") if masks else ("bbox",)
     splits = open_data(tmp_path, train_masks=masks, val_masks=masks)
-    for records in (splits.train, splits.val):
+    for records in (splits.records["train"], splits.records["val"]):
         scores = evaluate(records, truth_as_detections(records, masks=masks), metrics)
         assert [scores[metric].stats["AP"] for metric in metrics] == [1.0] * len(metrics)
 
@@ -55,7 +55,7 @@ def test_the_truth_handed_back_is_perfect(tmp_path, name):
 def test_all_layouts_hold_the_same_data_set(tmp_path, name):
     formats.LAYOUTS[name](tmp_path)
     splits = open_data(tmp_path)
-    for split, records in (("train", splits.train), ("val", splits.val)):
+    for split, records in (("train", splits.records["train"]), ("val", splits.records["val"])):
         pictures = formats.pictures(split)
         boxes = [thing.box for picture in pictures for thing in picture.things]
         assert records.classes == formats.CLASSES
@@ -80,7 +80,7 @@ def test_the_names_that_were_found_open_the_same_again(tmp_path, name):
     assert all((found.data.train_annotations, found.data.train_images, found.data.val_annotations, found.data.val_images))
     again = open_splits(found.data)
     assert again.data == found.data
-    for before, after in ((found.train, again.train), (found.val, again.val)):
+    for before, after in ((found.records["train"], again.records["train"]), (found.records["val"], again.records["val"])):
         assert before.files == after.files
         assert before.classes == after.classes
         np.testing.assert_array_equal(before.boxes, after.boxes)
@@ -91,16 +91,16 @@ def test_a_share_that_was_taken_opens_the_same_again(tmp_path):
     found = open_data(tmp_path, val_share=0.3)
     again = open_splits(found.data)
     assert again.data == found.data
-    assert again.val.files == found.val.files
+    assert again.records["val"].files == found.records["val"].files
 
 
 @pytest.mark.parametrize("name", formats.LAYOUTS)
 def test_measuring_reads_the_validation_split_alone(tmp_path, name):
     formats.LAYOUTS[name](tmp_path)
     splits = open_data(tmp_path, required=("val",))
-    assert splits.train is None
-    assert len(splits.val) == formats.NUM_VAL
-    assert splits.val.classes == formats.CLASSES
+    assert list(splits.records) == ["val"]
+    assert len(splits.records["val"]) == formats.NUM_VAL
+    assert splits.records["val"].classes == formats.CLASSES
 
 
 @pytest.mark.parametrize("layout", [formats.default, formats.yolo, formats.voc])
@@ -108,12 +108,10 @@ def test_measuring_reads_the_validation_split_alone(tmp_path, name):
 def test_a_share_divides_the_training_images(tmp_path, layout, masks):
     layout(tmp_path)
     splits = open_data(tmp_path, val_share=0.34, train_masks=masks[0], val_masks=masks[1])
-    assert len(splits.train) == 4 and len(splits.val) == 2
-    assert splits.val.files == open_data(tmp_path, val_share=0.34, required=("val",)).val.files
-    assert sorted([*splits.train.files, *splits.val.files]) == sorted(
-        open_splits(DataConfig(root=str(tmp_path), val_share=0.5)).train.files
-        + open_splits(DataConfig(root=str(tmp_path), val_share=0.5)).val.files
-    )
+    assert len(splits.records["train"]) == 4 and len(splits.records["val"]) == 2
+    assert splits.records["val"].files == open_data(tmp_path, val_share=0.34, required=("val",)).records["val"].files
+    files = [*splits.records["train"].files, *splits.records["val"].files]
+    assert sorted(file.rsplit("/")[-1] for file in files) == [picture.name for picture in formats.pictures("train")]
     assert "val 2 images (0.34 of train by data.split_seed 0)" in splits.line
 
 
@@ -136,25 +134,25 @@ def test_each_class_gives_its_share(tmp_path):
     many(tmp_path, [f"{i}.jpg" for i in range(130)], np.random.default_rng(0).permutation(labels).tolist())
     for seed in range(5):
         splits = open_data(tmp_path, val_share=0.1, split_seed=seed)
-        assert np.bincount(splits.val.labels).tolist() == [10, 2, 1]
-        assert np.bincount(splits.train.labels).tolist() == [90, 18, 9]
-    assert splits.val.files != open_data(tmp_path, val_share=0.1).val.files
+        assert np.bincount(splits.records["val"].labels).tolist() == [10, 2, 1]
+        assert np.bincount(splits.records["train"].labels).tolist() == [90, 18, 9]
+    assert splits.records["val"].files != open_data(tmp_path, val_share=0.1).records["val"].files
 
 
 def test_the_order_in_the_file_does_not_decide_who_is_taken(tmp_path):
     many(tmp_path, [f"{i}.jpg" for i in range(50)], [i % 3 for i in range(50)])
-    before = open_data(tmp_path, val_share=0.2).val.files
+    before = open_data(tmp_path, val_share=0.2).records["val"].files
     content = json.loads((tmp_path / "train.json").read_text())
     content["images"].reverse()
     (tmp_path / "train.json").write_text(json.dumps(content))
-    assert sorted(open_data(tmp_path, val_share=0.2).val.files) == sorted(before)
+    assert sorted(open_data(tmp_path, val_share=0.2).records["val"].files) == sorted(before)
 
 
 def test_altered_copies_of_a_photo_stay_together(tmp_path):
     many(tmp_path, [f"{i // 3}_jpg.rf.{i}.jpg" for i in range(60)], [0] * 60)
     splits = open_data(tmp_path, val_share=0.2)
-    photos = [{file.split("_")[0] for file in records.files} for records in (splits.train, splits.val)]
-    assert len(photos[1]) == 4 and len(splits.val) == 12
+    photos = [{file.split("_")[0] for file in records.files} for records in (splits.records["train"], splits.records["val"])]
+    assert len(photos[1]) == 4 and len(splits.records["val"]) == 12
     assert not photos[0] & photos[1]
 
 
@@ -167,14 +165,14 @@ def test_too_few_images_to_share_are_said(tmp_path):
 def test_some_images_keep_their_objects(tmp_path):
     many(tmp_path, [f"{i}.jpg" for i in range(5)], [0, 1, 0, 1, 2])
     splits = open_data(tmp_path, val_share=0.2, train_masks=True)
-    whole = open_data(tmp_path, val_share=0.2, train_masks=True).train
+    whole = open_data(tmp_path, val_share=0.2, train_masks=True).records["train"]
     some = take(whole, np.array([1, 3]))
     assert some.files == [whole.files[1], whole.files[3]]
     assert some.starts.tolist() == [0, 1, 2]
     for row, old in ((0, 1), (1, 3)):
         assert some.boxes[row].tolist() == whole.boxes[old].tolist()
         assert some.segmentation(row) == whole.segmentation(old) != b""
-    assert validation_images(splits.train, 0.5, 0).sum() == 2
+    assert validation_images(splits.records["train"], 0.5, 0).sum() == 2
 
 
 def test_one_reading_serves_both_splits_and_may_be_shared(tmp_path):
@@ -187,4 +185,4 @@ def test_one_reading_serves_both_splits_and_may_be_shared(tmp_path):
 
     splits = open_data(tmp_path, share=share)
     assert asked == ["train", "val"]
-    assert (len(splits.train), len(splits.val)) == (formats.NUM_TRAIN, formats.NUM_VAL)
+    assert (len(splits.records["train"]), len(splits.records["val"])) == (formats.NUM_TRAIN, formats.NUM_VAL)

@@ -23,15 +23,14 @@ _COPY_MARK = ".rf."
 
 
 class Splits(NamedTuple):
-    """The two splits of a data set.
+    """The splits of a data set.
 
-    train, val: the records; None where a split was not asked for.
+    records: of "train" and "val", those that were asked for.
     data: the config with the names of its splits, as a run stores it.
     line: what was found, in one line.
     """
 
-    train: Records | None
-    val: Records | None
+    records: dict[str, Records]
     data: DataConfig
     line: str
 
@@ -64,8 +63,7 @@ def open_splits(
     read = cache(lambda: _read_splits(data, places, masks, required))  # both come from one reading, once it is needed
     share = share or (lambda read_one, _: read_one())
     records = {split: share(lambda split=split: read()[split], split) for split in required}  # type: ignore[misc]
-    line = _line(data, title, places, records)
-    return Splits(records.get("train"), records.get("val"), with_places(data, places), line)
+    return Splits(records, with_places(data, places), _line(data, title, places, records))
 
 
 def _read_splits(

@@ -83,11 +83,10 @@ def _read(data: DataConfig, places: Mapping[str, Place], problems: list[str]) ->
     """The splits that can be read, with masks where there are any; what hinders training is added to `problems`."""
     if data.val_share and "train" in places:
         try:
-            splits = open_splits(data, train_masks=True, val_masks=True)
+            return open_splits(data, train_masks=True, val_masks=True).records
         except UserError as error:
             problems.append(str(error))
             return {}
-        return {"train": splits.train, "val": splits.val} if splits.train and splits.val else {}
     root, read = Path(data.root), {}
     for split, place in places.items():
         try:
