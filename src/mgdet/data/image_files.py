@@ -11,6 +11,8 @@ from mgdet.data.images import header_size
 from mgdet.data.transforms import read_image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_FEW = 100
+"""So few files are read before threads have started."""
 _READERS = 8
 """Files that are opened at once: a network disk answers late, but many at a time."""
 
@@ -36,6 +38,8 @@ def upright_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
     Raises:
         UserError: an image is missing or unreadable.
     """
+    if len(paths) < _FEW:
+        return [_upright_size(path) for path in paths]
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(_upright_size, paths))
 

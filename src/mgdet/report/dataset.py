@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -28,6 +29,8 @@ from mgdet.files import atomic_write
 from mgdet.structures import Target
 
 PICTURE_FILE = "samples.jpg"
+WIDTH = 80
+"""Columns of the terminal that tables are made for."""
 COLUMNS, ROWS, CELL_EDGE = 4, 4, 480
 BANDS = ("small", "medium", "large")
 BAND_EDGES = (32**2, 96**2)
@@ -60,23 +63,27 @@ def describe_data(data: DataConfig, *, masks: bool, out: Path | None, say: Calla
         places, title = find_places(data, required=())
     say("\n".join([f"{data.root}: {title or 'named by options'}", *_where(places, data)]))
     splits = _read(with_places(data, places), places, problems)
-    if splits:
-        say(_splits_table(splits))
-        say(_classes_table(splits))
-        say(_sizes_table(splits))
+    for table in (_splits_table, _classes_table, _sizes_table) if splits else ():
+        say(f"\n{table(splits)}")
     notes = _check(splits, masks, problems)
-    if notes:
-        say("\n".join(["Left out:", *(f"  {note}" for note in notes)]))
     if out is not None and splits:
         split = "train" if "train" in splits else next(iter(splits))
         try:
-            say(f"samples with boxes{' and masks' if masks else ''} are in {_write_samples(splits[split], split, out)}")
+            notes.append(f"{_write_samples(splits[split], split, out)} shows samples with boxes and masks")
         except UserError as error:
             problems.append(str(error))
+    if notes:
+        say("\n" + "\n".join(_wrapped(note) for note in notes))
     if problems:
-        say("\n".join(["It cannot be trained on:", *(f"  {problem}" for problem in dict.fromkeys(problems))]))
-        return 2
-    return 0
+        say("\nIt cannot be trained on:\n" + "\n".join(_wrapped(problem) for problem in dict.fromkeys(problems)))
+    return 2 if problems else 0
+
+
+def _wrapped(sentence: str) -> str:
+    """A sentence in lines that fit the terminal; paths stay whole."""
+    return textwrap.fill(
+        sentence, WIDTH, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _read(data: DataConfig, places: Mapping[str, Place], problems: list[str]) -> dict[str, Records]:
@@ -156,7 +163,7 @@ def _splits_table(splits: Mapping[str, Records]) -> str:
 
 def _classes_table(splits: Mapping[str, Records]) -> str:
     """Objects of each class in each split, and in all of them together by COCO's size band."""
-    table = Table(title="\nobjects that are no crowds", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="objects that are no crowds", title_justify="left", box=None, pad_edge=False)
     table.add_column("class", overflow="fold")
     for name in (*splits, *BANDS):
         table.add_column(name, justify="right")
@@ -186,7 +193,7 @@ def _band_counts(records: Records) -> np.ndarray:
 
 def _sizes_table(splits: Mapping[str, Records]) -> str:
     """The smallest, the median and the largest image of each split, and the most frequent sizes."""
-    table = Table(title="\nimage sizes, width x height in pixels", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="image sizes, width x height in pixels", title_justify="left", box=None, pad_edge=False)
     for name in ("split", "smallest", "median", "largest", "most frequent"):
         table.add_column(name)
     for split, records in splits.items():
@@ -205,7 +212,7 @@ def _size(size: tuple[int, int]) -> str:
 
 
 def _text(table: Table) -> str:
-    console = Console(width=80, color_system=None, highlight=False)
+    console = Console(width=WIDTH, color_system=None, highlight=False)
     with console.capture() as captured:
         console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
