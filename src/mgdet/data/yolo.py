@@ -7,13 +7,14 @@ objects.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
+import msgspec
 import yaml
 
 from mgdet.data.image_files import IMAGE_SUFFIXES, list_images, upright_sizes
@@ -147,7 +148,7 @@ def _keypoints(content: dict[str, Any], file: Path) -> int:
     sides = [_integer(side) for side in shape] if isinstance(shape, list) else []
     if len(sides) != 2 or any(side is None or not 1 <= side <= 1000 for side in sides):
         raise UserError(f"'{file}' has a kpt_shape that is not two numbers, such as [17, 3]")
-    return int(np.prod([side for side in sides if side]))
+    return math.prod(side for side in sides if side)
 
 
 def _integer(value: object) -> int | None:
@@ -298,33 +299,41 @@ def label_file(image: Path) -> Path | None:
 
 def _add_labels(builder: RecordsBuilder, about: Yaml, image: int, file: Path, height: int, width: int) -> None:
     text = read_bytes(file, MAX_LABEL_BYTES).decode("utf-8-sig", "replace")
-    for number, line in enumerate(text.splitlines(), 1):
+    for i, line in enumerate(text.splitlines(), 1):
         values = line.split()
         if not values:
             continue
-        name = f"line {number} of '{file.name}'"
-        shape = _shares(values[1:], about.keypoints)
-        if isinstance(shape, Reason):
-            builder.leave_out(shape, image, name, " ".join(values[:6]))
-            continue
-        label = _label(values[0])
-        if label is None:
-            builder.leave_out(Reason.NOT_A_LABEL, image, name, " ".join(values[:6]))
+        name = f"line {i} of '{file.name}'"
+        shares, label = _shares(values[1:], about.keypoints), _label(values[0])
+        if isinstance(shares, Reason) or label is None:
+            reason = shares if isinstance(shares, Reason) else Reason.NOT_A_LABEL
+            builder.leave_out(reason, image, name, " ".join(values[:6]))
             continue
         if not 0 <= label < len(about.classes):
             raise UserError(
                 f"{name} in '{file.parent}' has class {label}, but '{about.file}' names {len(about.classes)} classes, "
                 f"0 to {len(about.classes) - 1}"
             )
-        points = shape.reshape(-1, 2) * (width, height)
-        if len(points) == 2:
-            (x, y), (w, h) = points.tolist()
+        if len(shares) == 4:
+            x, y, w, h = shares[0] * width, shares[1] * height, shares[2] * width, shares[3] * height
             builder.add_object(image, label, (x - w / 2, y - h / 2, w, h), name=name)
         else:
-            points = points.clip(0, (width, height))
-            low, high = points.min(axis=0), points.max(axis=0)
-            polygon = points.reshape(-1).tolist()
-            builder.add_object(image, label, (*low.tolist(), *(high - low).tolist()), name=name, segmentation=[polygon])
+            _add_polygon(builder, image, label, shares, height, width)
+
+
+def _add_polygon(
+    builder: RecordsBuilder, image: int, label: int, shares: list[float], height: int, width: int
+) -> None:
+    """Adds an object by its outline, clipped to the image."""
+    if min(shares) < 0 or max(shares) > 1:
+        shares = [min(max(share, 0.0), 1.0) for share in shares]
+    xs, ys = [share * width for share in shares[::2]], [share * height for share in shares[1::2]]
+    box = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+    # The values are checked: no need to go through every form that a segmentation can have.
+    mask = b""
+    if builder.masks:
+        mask = msgspec.json.encode([[v for point in zip(xs, ys) for v in point]])
+    builder.append(image, label, box, math.nan, False, False, mask)
 
 
 def _label(text: str) -> int | None:
@@ -333,18 +342,18 @@ def _label(text: str) -> int | None:
     return int(value) if value is not None and value == int(value) and abs(value) < MAX_CLASSES * 1000 else None
 
 
-def _shares(texts: list[str], keypoints: int) -> np.ndarray | Reason:
-    """The numbers of a box (4,) or of a polygon (2K,), as shares of the image's size; or why they are none."""
+def _shares(texts: list[str], keypoints: int) -> list[float] | Reason:
+    """The four numbers of a box or the six and more of a polygon, as shares of the image's size; or why not."""
     if keypoints and len(texts) == 4 + keypoints:
         texts = texts[:4]
     if len(texts) < 4 or len(texts) % 2:
         return Reason.NOT_A_LABEL
     try:
-        values = np.array(texts, dtype=np.float64)
+        values = [float(text) for text in texts]
     except ValueError:
         return Reason.NOT_A_LABEL
-    if not np.isfinite(values).all():
+    if not math.isfinite(sum(values)):
         return Reason.NOT_A_LABEL
-    if values.min() < -OUTSIDE or values.max() > 1 + OUTSIDE:
+    if min(values) < -OUTSIDE or max(values) > 1 + OUTSIDE:
         return Reason.OUT_OF_SHARES
     return values
