@@ -191,8 +191,10 @@ def voc_roboflow(root: Path) -> None:
 
 LAYOUTS = {
     function.__name__: function
-    for function in (coco, simple, beside, roboflow, cvat, datumaro, yolo, yolo_polygons, yolo_roboflow)
-    + (voc, voc_original, voc_roboflow)
+    for function in (
+        *(coco, simple, beside, roboflow, cvat, datumaro),
+        *(yolo, yolo_polygons, yolo_roboflow, voc, voc_original, voc_roboflow),
+    )
 }
 """Every layout with two splits."""
 

@@ -45,7 +45,12 @@ def refusal(root, **names):
             ("annotations/instances_Validation.json", "images/Validation"),
             "COCO",
         ),
-        ("datumaro", ("annotations/instances_train.json", "images"), ("annotations/instances_val.json", "images"), "COCO"),
+        (
+            "datumaro",
+            ("annotations/instances_train.json", "images"),
+            ("annotations/instances_val.json", "images"),
+            "COCO",
+        ),
         ("yolo", ("data.yaml", "train"), ("data.yaml", "val"), "YOLO"),
         ("yolo_roboflow", ("data.yaml", "train"), ("data.yaml", "val"), "YOLO"),
         ("voc", ("ImageSets/Main/train.txt", "JPEGImages"), ("ImageSets/Main/val.txt", "JPEGImages"), "Pascal VOC"),

@@ -20,10 +20,54 @@ TARGETS = {
     "yolo": ["data.yaml", "labels/train/train_0.txt", "list.txt"],
     "voc": ["Annotations/train_0.xml", "ImageSets/Main/train.txt"],
 }
-VALUES = [b"", b"-1", b"0", b"1e999", b"nan", b"NaN", b"9" * 400, b"1" * 5000, b"true", b"null", b"~", b"/", b"..", b"."]
-VALUES += [b"\xff\xfe", b"\x00", b"\xef\xbb\xbf", b"[[[[", b"{", b"- ", b"*a", b"&a", b"!!python/name:os.system", b"<<: *a"]
-VALUES += [b"<!DOCTYPE a [<!ENTITY b 'c'>]>", b"&b;", b"<object>", b"</annotation>", b"]]>", b"\r", b"\t", "é".encode("latin-1")]
-VALUES += [b"C:\\x\\images\\train", b"~/images", b"$HOME", b"images/" * 200, b"\n" * 100, b"images/train", b"train", b"0.5"]
+VALUES = [
+    b"",
+    b"-1",
+    b"0",
+    b"1e999",
+    b"nan",
+    b"NaN",
+    b"9" * 400,
+    b"1" * 5000,
+    b"true",
+    b"null",
+    b"~",
+    b"/",
+    b"..",
+    b".",
+]
+VALUES += [
+    b"\xff\xfe",
+    b"\x00",
+    b"\xef\xbb\xbf",
+    b"[[[[",
+    b"{",
+    b"- ",
+    b"*a",
+    b"&a",
+    b"!!python/name:os.system",
+    b"<<: *a",
+]
+VALUES += [
+    b"<!DOCTYPE a [<!ENTITY b 'c'>]>",
+    b"&b;",
+    b"<object>",
+    b"</annotation>",
+    b"]]>",
+    b"\r",
+    b"\t",
+    "é".encode("latin-1"),
+]
+VALUES += [
+    b"C:\\x\\images\\train",
+    b"~/images",
+    b"$HOME",
+    b"images/" * 200,
+    b"\n" * 100,
+    b"images/train",
+    b"train",
+    b"0.5",
+]
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
@@ -60,7 +104,7 @@ def read(root) -> str:
     for records in splits.records.values():
         assert np.isfinite(records.boxes).all()
         assert len(records.starts) == len(records) + 1 and records.starts[-1] == len(records.labels)
-        assert ((0 <= records.labels) & (records.labels < len(records.classes))).all()
+        assert ((records.labels >= 0) & (records.labels < len(records.classes))).all()
     return ""
 
 

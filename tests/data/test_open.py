@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import formats
+import mgdet.data.open
 from mgdet.config import DataConfig
 from mgdet.data.dataset import DetectionDataset
 from mgdet.data.open import open_splits, take, validation_images
@@ -70,17 +71,24 @@ def test_all_layouts_hold_the_same_data_set(tmp_path, name):
 def test_one_line_says_what_was_found(tmp_path):
     formats.yolo(tmp_path)
     line = open_data(tmp_path).line
-    assert line == f"data in {tmp_path}: YOLO; train 6 images (data.yaml, train); val 3 images (data.yaml, val); 3 classes"
+    assert (
+        line == f"data in {tmp_path}: YOLO; train 6 images (data.yaml, train); val 3 images (data.yaml, val); 3 classes"
+    )
 
 
 @pytest.mark.parametrize("name", formats.LAYOUTS)
 def test_the_names_that_were_found_open_the_same_again(tmp_path, name):
     formats.LAYOUTS[name](tmp_path)
     found = open_data(tmp_path)
-    assert all((found.data.train_annotations, found.data.train_images, found.data.val_annotations, found.data.val_images))
+    assert all(
+        (found.data.train_annotations, found.data.train_images, found.data.val_annotations, found.data.val_images)
+    )
     again = open_splits(found.data)
     assert again.data == found.data
-    for before, after in ((found.records["train"], again.records["train"]), (found.records["val"], again.records["val"])):
+    for before, after in (
+        (found.records["train"], again.records["train"]),
+        (found.records["val"], again.records["val"]),
+    ):
         assert before.files == after.files
         assert before.classes == after.classes
         np.testing.assert_array_equal(before.boxes, after.boxes)
@@ -151,7 +159,9 @@ def test_the_order_in_the_file_does_not_decide_who_is_taken(tmp_path):
 def test_altered_copies_of_a_photo_stay_together(tmp_path):
     many(tmp_path, [f"{i // 3}_jpg.rf.{i}.jpg" for i in range(60)], [0] * 60)
     splits = open_data(tmp_path, val_share=0.2)
-    photos = [{file.split("_")[0] for file in records.files} for records in (splits.records["train"], splits.records["val"])]
+    photos = [
+        {file.split("_")[0] for file in records.files} for records in (splits.records["train"], splits.records["val"])
+    ]
     assert len(photos[1]) == 4 and len(splits.records["val"]) == 12
     assert not photos[0] & photos[1]
 
@@ -175,14 +185,14 @@ def test_some_images_keep_their_objects(tmp_path):
     assert validation_images(splits.records["train"], 0.5, 0).sum() == 2
 
 
-def test_one_reading_serves_both_splits_and_may_be_shared(tmp_path):
+def test_one_reading_serves_both_splits(tmp_path, monkeypatch):
     formats.voc(tmp_path)
-    asked = []
-
-    def share(read, name):
-        asked.append(name)
-        return read()
-
-    splits = open_data(tmp_path, share=share)
-    assert asked == ["train", "val"]
-    assert (len(splits.records["train"]), len(splits.records["val"])) == (formats.NUM_TRAIN, formats.NUM_VAL)
+    readings, waits = [], []
+    read_voc = mgdet.data.open.read_voc
+    monkeypatch.setattr(
+        "mgdet.data.open.read_voc", lambda *args, **options: readings.append(1) or read_voc(*args, **options)
+    )
+    splits = open_data(tmp_path, barrier=lambda: waits.append(1))
+    assert [len(splits.records[split]) for split in ("train", "val")] == [formats.NUM_TRAIN, formats.NUM_VAL]
+    assert len(readings) == 1
+    assert waits  # processes of a machine read together

@@ -54,9 +54,7 @@ def test_boxes_and_images_without_label_files(tmp_path):
 
 
 def test_polygons_give_boxes_and_masks(tmp_path):
-    records = one_image(
-        tmp_path, "1 0.1 0.2 0.5 0.2 0.5 0.6\n0 0.5 0.5 0.2 0.4\n", extra="# mask"
-    )
+    records = one_image(tmp_path, "1 0.1 0.2 0.5 0.2 0.5 0.6\n0 0.5 0.5 0.2 0.4\n", extra="# mask")
     np.testing.assert_allclose(records.boxes, [[10, 10, 40, 20], [40, 15, 20, 20]])
     assert records.labels.tolist() == [1, 0]
     assert records.segmentation(0) == b"[[10.0,10.0,50.0,10.0,50.0,30.0]]"

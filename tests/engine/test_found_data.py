@@ -79,5 +79,5 @@ def test_a_stored_config_lacks_only_what_has_a_default():
     del values["data"]["val_share"]
     assert Config.from_dict(values) == formats.looking()
     del values["student"]["backbone"]
-    with pytest.raises(ValueError, match="config.student lacks the field 'backbone'"):
+    with pytest.raises(ValueError, match=r"config\.student lacks the field 'backbone'"):
         Config.from_dict(values)

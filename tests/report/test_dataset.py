@@ -103,7 +103,10 @@ def test_a_picture_of_samples(folder, ask):
     "spoil, reason",
     [
         (lambda root: (root / "val.json").unlink(), "has no validation split"),
-        (lambda root: (root / "train/train_0.png").unlink(), "train_0.png', listed in 'data/train.json', does not exist"),
+        (
+            lambda root: (root / "train/train_0.png").unlink(),
+            "train_0.png', listed in 'data/train.json', does not exist",
+        ),
         (lambda root: (root / "val/val_0.png").unlink(), "val_0.png', listed in 'data/val.json', does not exist"),
         (lambda root: (root / "train.json").write_text('{"file_name": "train_0.png"'), "is not JSON"),
         (lambda root: rename_class(root / "val.json"), "the same classes in the same order"),

@@ -79,9 +79,7 @@ def find_layouts(root: Path) -> list[Layout]:
     return found
 
 
-def find_places(
-    data: DataConfig, *, required: tuple[str, ...] = ("train", "val")
-) -> tuple[dict[str, Place], str]:
+def find_places(data: DataConfig, *, required: tuple[str, ...] = ("train", "val")) -> tuple[dict[str, Place], str]:
     """Where the splits are: as the config names them, and the rest found by looking.
 
     With `data.val_share` and no validation split named, the validation split's place is the training split's.
@@ -298,8 +296,7 @@ def _first_names(file: Path, number: int = 3) -> list[str]:
             if file.stat().st_size == 0:
                 return []
             if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-                content = file.read_text("utf-16").encode()
-                return _names_in(content, number)
+                return _names_in(file.read_text("utf-16").encode(), number)
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 return _names_in(content, number)
     except (OSError, ValueError):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from mgdet.config import DataConfig
-from mgdet.data.layouts import Place, find_places, with_places
 from mgdet.data.coco import read_coco
+from mgdet.data.layouts import Place, find_places, with_places
 from mgdet.data.records import LeftOut, Records
+from mgdet.data.shared import read_shared
 from mgdet.data.voc import read_voc
 from mgdet.data.yolo import YAML_SUFFIXES, read_yolo
 from mgdet.errors import UserError
@@ -35,17 +36,13 @@ class Splits(NamedTuple):
     line: str
 
 
-Share = Callable[[Callable[[], Records], str], Records]
-"""Returns what the first argument reads; the second names it. Here many processes can read once for all of them."""
-
-
 def open_splits(
     data: DataConfig,
     *,
     train_masks: bool = False,
     val_masks: bool = False,
     required: tuple[str, ...] = ("train", "val"),
-    share: Share | None = None,
+    barrier: Callable[[], None] = lambda: None,
 ) -> Splits:
     """Finds and reads the splits that a run or a test needs.
 
@@ -53,7 +50,7 @@ def open_splits(
         data: names that are empty are found by looking.
         train_masks, val_masks: read masks in that split.
         required: ("train", "val"), or ("val",) to measure only.
-        share: how records are read; None: in this process.
+        barrier: waits for all processes of the run, which open the splits together and read them once a machine.
 
     Raises:
         UserError: a split is not there, or cannot be read.
@@ -61,9 +58,12 @@ def open_splits(
     places, title = find_places(data, required=required)
     masks = {"train": train_masks, "val": val_masks}
     read = cache(lambda: _read_splits(data, places, masks, required))  # both come from one reading, once it is needed
-    share = share or (lambda read_one, _: read_one())
-    records = {split: share(lambda split=split: read()[split], split) for split in required}  # type: ignore[misc]
+    records = {split: read_shared(partial(_one_of, read, split), split, barrier) for split in required}
     return Splits(records, with_places(data, places), _line(data, title, places, records))
+
+
+def _one_of(read: Callable[[], dict[str, Records]], split: str) -> Records:
+    return read()[split]
 
 
 def _read_splits(
@@ -149,9 +149,7 @@ def validation_images(records: Records, share: float, seed: int) -> np.ndarray:
     return flags
 
 
-def _divide(
-    root: Path, place: Place, masks: Mapping[str, bool], share: float, seed: int
-) -> dict[str, Records]:
+def _divide(root: Path, place: Place, masks: Mapping[str, bool], share: float, seed: int) -> dict[str, Records]:
     """The training split as two: to train and to evaluate on."""
     # Without masks in any case: which objects count decides which images are taken.
     read = {kind: read_places(root, {"train": place}, {"train": kind})["train"] for kind in {False, *masks.values()}}

@@ -104,7 +104,7 @@ def _xml_files(annotations: Path) -> list[Path]:
 def _xml_of(home: Path, line: str) -> Path:
     """The XML file of a line in a list: a name, perhaps with an ending or with a mark after it."""
     whole = home / f"{_stem(line)}.xml"
-    return whole if _is_file(whole) else home / f"{_stem(line.split()[0])}.xml"
+    return whole if _is_file(whole) else home / f"{_stem(line.split(maxsplit=1)[0])}.xml"
 
 
 def _stem(name: str) -> str:

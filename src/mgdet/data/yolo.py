@@ -90,7 +90,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """
     content = read_bytes(file, MAX_YAML_BYTES)
     try:
-        values = yaml.load(content, Loader=_Loader)  # noqa: S506
+        values = yaml.load(content, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"'{file}' is not a YAML file: {reason:.200}") from None
@@ -198,7 +198,7 @@ def _texts(file: Path, content: dict[str, Any], split: str) -> list[str]:
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise UserError(f"'{file}' has under {split}: something that is not the path of a folder or list of images")
-    return [text.strip() for text in texts]
+    return [str(text).strip() for text in texts]
 
 
 def _sources(file: Path, content: dict[str, Any], split: str) -> list[Path]:
@@ -321,9 +321,7 @@ def _add_labels(builder: RecordsBuilder, about: Yaml, image: int, file: Path, he
             _add_polygon(builder, image, label, shares, height, width)
 
 
-def _add_polygon(
-    builder: RecordsBuilder, image: int, label: int, shares: list[float], height: int, width: int
-) -> None:
+def _add_polygon(builder: RecordsBuilder, image: int, label: int, shares: list[float], height: int, width: int) -> None:
     """Adds an object by its outline, clipped to the image."""
     if min(shares) < 0 or max(shares) > 1:
         shares = [min(max(share, 0.0), 1.0) for share in shares]

@@ -94,7 +94,8 @@ def _read(data: DataConfig, places: Mapping[str, Place], problems: list[str]) ->
         except UserError as error:
             problems.append(str(error))
             return {}
-    root, read = Path(data.root), {}
+    root = Path(data.root)
+    read: dict[str, Records] = {}
     for split, place in places.items():
         try:
             read |= read_places(root, {split: place}, {split: True})
@@ -175,7 +176,7 @@ def _classes_table(splits: Mapping[str, Records]) -> str:
             counts[split][label] if records.classes[label : label + 1] == (name,) else np.zeros(len(BANDS), np.int64)
             for split, records in splits.items()
         ]
-        row = np.array([*(band.sum() for band in bands), *sum(bands)])
+        row = np.array([*(band.sum() for band in bands), *np.sum(bands, axis=0)])
         totals += row
         table.add_row(escape(name), *(f"{number:,}" for number in row))
     table.add_row("all", *(f"{number:,}" for number in totals))
