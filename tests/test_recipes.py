@@ -229,7 +229,7 @@ def test_a_narrower_student_is_aligned_by_a_1x1_convolution_that_learns(tiny, tm
     config.teacher = replace(config.teacher, backbone="resnet14t", channels=64)
     save_random_teacher(config.teacher, tmp_path / "teacher.pth")
     on_tiny_data(config, tiny)
-    data, _ = open_data(config)
+    _, data, _ = open_data(config)
     models = build_models(config, data.classes, fresh=True, say=lambda line: None)
 
     batch = collate([data[View(index=0, long_edge=96, short_edge=64, flip=False)]])

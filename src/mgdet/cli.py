@@ -27,6 +27,7 @@ usage: mgdet COMMAND ...
   test RECIPE CHECKPOINT                    COCO mAP of a checkpoint
   transfer IN OUT                           checkpoints to and from MMDetection, or to safetensors
   predict CHECKPOINT IMAGE_OR_FOLDER ...    annotated pictures and one JSON
+  data DIR                                  what a data set holds, and whether it can be trained on
   demo                                      all of it on a data set that it makes, in minutes, on any machine
 
 mgdet COMMAND --help says more of one of them; mgdet --version prints the version."""
@@ -107,6 +108,20 @@ class PredictArguments:
     """Images per forward pass."""
     ema: bool = False
     """Take the copy that the file keeps under the name of an exponential moving average."""
+
+
+@dataclass(kw_only=True)
+class DataArguments:
+    """Say what a data set holds and what training leaves out of it; exit code 2 if it cannot be trained on."""
+
+    root: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
+    """Folder of the data set: COCO, YOLO or Pascal VOC, in any of the layouts in docs/data.md."""
+    data: DataConfig
+    """The names in it, as for training."""
+    masks: bool = False
+    """It is meant for a detector that finds masks."""
+    out: str = ""
+    """Also draw sixteen samples with boxes and masks, into this folder."""
 
 
 @dataclass(kw_only=True)
@@ -279,6 +294,16 @@ def predict(arguments: list[str]) -> int:
     return 0
 
 
+def data(arguments: list[str]) -> int:
+    """`mgdet data DIR`"""
+    parsed = _parse(DataArguments, arguments, "data", DataArguments(root=tyro.MISSING, data=DataConfig()))
+
+    from mgdet.report.dataset import describe_data
+
+    config = replace(parsed.data, root=parsed.root)
+    return describe_data(config, masks=parsed.masks, out=Path(parsed.out) if parsed.out else None, say=_print)
+
+
 def demo(arguments: list[str]) -> int:
     """`mgdet demo`"""
     parsed = _parse(DemoArguments, arguments, "demo")
@@ -295,6 +320,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "test": test,
     "transfer": transfer,
     "predict": predict,
+    "data": data,
     "demo": demo,
 }
 

@@ -188,18 +188,22 @@ class PairingConfig(Section):
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig(Section):
-    """A data set in COCO format, and how its images are prepared."""
+    """A data set, and how its images are prepared. Names that are empty are found by looking (`mgdet.data.layouts`)."""
 
     root: str = "data/coco"
-    """Folder of the data set; the next four are inside it."""
-    train_annotations: str = "annotations/instances_train2017.json"
-    """Annotation file to train on."""
-    train_images: str = "train2017"
-    """Folder of the training images."""
-    val_annotations: str = "annotations/instances_val2017.json"
-    """Annotation file to evaluate on."""
-    val_images: str = "val2017"
-    """Folder of the evaluation images."""
+    """Folder of the data set; the next four are inside it, and found by looking where they are empty."""
+    train_annotations: str = ""
+    """What to train on: a COCO .json, YOLO's data.yaml, a list in VOC's ImageSets/Main, or a folder of VOC's .xml."""
+    train_images: str = ""
+    """Folder of the training images; for YOLO the split's name in data.yaml."""
+    val_annotations: str = ""
+    """What to evaluate on, as `train_annotations`."""
+    val_images: str = ""
+    """Folder of the evaluation images; for YOLO the split's name in data.yaml."""
+    val_share: float = 0.0
+    """Take this share of the training images for evaluation, 0.1 for a tenth; 0: the data set has its own split."""
+    split_seed: int = 0
+    """Which images `val_share` takes; not `train.seed`, so that runs of several seeds are measured on the same."""
     long_edge: int = 1333
     """The longer edge of a resized image is at most this many pixels."""
     short_edge: tuple[int, int] = (800, 800)
@@ -218,6 +222,8 @@ class DataConfig(Section):
         _require(0 < low <= high, f"data.short_edge is {low} {high}; give a lowest and a highest edge in pixels")
         _require(self.square >= 0, f"data.square is {self.square}; give an edge in pixels, or 0")
         _require(self.short_edge_step >= 1, f"data.short_edge_step is {self.short_edge_step}; give 1 or more")
+        _require(0 <= self.val_share < 1, f"data.val_share is {self.val_share}; give a share from 0 to below 1")
+        _require(self.split_seed >= 0, f"data.split_seed is {self.split_seed}; give 0 or more")
         _require(0 <= self.flip <= 1, f"data.flip is {self.flip}; give a probability from 0 to 1")
         _require(self.workers >= 0, f"data.workers is {self.workers}; give 0 or more")
 

@@ -30,6 +30,11 @@ class Reason(Enum):
 
     NOT_A_BOX = "box that is not four numbers", "boxes that are not four numbers"
     NO_EXTENT = "box without width or height", "boxes without width or height"
+    NOT_A_LABEL = "label that is neither a box nor a polygon", "labels that are neither boxes nor polygons"
+    OUT_OF_SHARES = (
+        "label that is not in shares of the image's size",
+        "labels that are not in shares of the image's size",
+    )
     NOT_AN_AREA = "area that is not a number of 0 or more", "areas that are not numbers of 0 or more"
     NOT_A_FLAG = "object whose crowd flag is neither yes nor no", "objects whose crowd flag is neither yes nor no"
     NO_MASK = "object without a segmentation", "objects without a segmentation"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -12,12 +13,11 @@ import torch
 
 from mgdet.config import Config
 from mgdet.data.batch import Batch
-from mgdet.data.coco import read_coco
 from mgdet.data.dataset import DetectionDataset, check_same_classes
 from mgdet.data.loader import train_loader
+from mgdet.data.open import open_splits
 from mgdet.data.pictures import depth_notes
 from mgdet.data.sampler import TrainSampler
-from mgdet.data.shared import read_shared
 from mgdet.distributed import World
 from mgdet.engine.checkpoint import (
     BEST_FILE,
@@ -61,7 +61,7 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
         TrainingError: a loss or the gradient is not finite, or images stopped coming.
     """
     config.check_together()
-    train_data, val_data = open_data(config, world)
+    config, train_data, val_data = open_data(config, world)
     state = find_run(folder, config, resume=resume)
     step, evaluated = (state.step, state.evaluated) if state else (0, True)
     check_all_see_it(folder, world.gather(step))
@@ -146,31 +146,26 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
     return 128 + stop.signal if stop.signal else 0
 
 
-def open_data(config: Config, world: World | None = None) -> tuple[DetectionDataset, DetectionDataset]:
-    """The data sets to train and to evaluate on; the processes of a machine read them once together.
+def open_data(config: Config, world: World | None = None) -> tuple[Config, DetectionDataset, DetectionDataset]:
+    """The data sets to train and to evaluate on, and the config with the names of what was found.
+
+    The processes of a machine read them once together.
 
     Raises:
-        UserError: files are missing or not COCO's, the two have other classes, or masks are to be measured where the
-            detector or the annotations have none.
+        UserError: a split is missing or cannot be read, the two have other classes, or masks are to be measured where
+            the detector or the annotations have none.
     """
-    root, masks = Path(config.data.root), has_masks(config.student)
-    if "segm" in config.train.metrics and not masks:
+    masks, measures_masks = has_masks(config.student), "segm" in config.train.metrics
+    if measures_masks and not masks:
         raise UserError(f"train.metrics has segm, but a {config.student.detector} finds only boxes; choose bbox")
     barrier = world.barrier if world is not None else lambda: None
-    train = read_shared(
-        lambda: read_coco(root / config.data.train_annotations, root / config.data.train_images, masks=masks),
-        "train",
-        barrier,
-    )
-    measures_masks = "segm" in config.train.metrics
-    val = read_shared(
-        lambda: read_coco(root / config.data.val_annotations, root / config.data.val_images, masks=measures_masks),
-        "val",
-        barrier,
-    )
+    splits = open_splits(config.data, train_masks=masks, val_masks=measures_masks, barrier=barrier)
+    train, val = splits.records["train"], splits.records["val"]
     check_same_classes(train, val)
     check_truth(val, config.train.metrics)
-    return DetectionDataset(train, training=True, masks=masks), DetectionDataset(val, training=False)
+    train_data = DetectionDataset(train, training=True, masks=masks)
+    train_data.notes.insert(0, splits.line)
+    return dataclasses.replace(config, data=splits.data), train_data, DetectionDataset(val, training=False)
 
 
 def _title(config: Config, folder: Path, world: World) -> str:

@@ -12,9 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mgdet.config import Config
-from mgdet.data.coco import read_coco
 from mgdet.data.dataset import DetectionDataset
-from mgdet.data.shared import read_shared
+from mgdet.data.open import open_splits
 from mgdet.distributed import World
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import METRICS, CocoScores, check_truth, evaluate, run_detector
@@ -77,9 +76,8 @@ def test_checkpoint(
         raise UserError(f"{out} exists already; give the name of a new file")
     if out is not None and not out.parent.is_dir():
         raise UserError(f"the folder {out.parent} of {out.name} does not exist; make it first")
-    root = Path(config.data.root)
-    annotations, images = root / config.data.val_annotations, root / config.data.val_images
-    records = read_shared(lambda: read_coco(annotations, images, masks="segm" in metrics), "val", world.barrier)
+    splits = open_splits(config.data, val_masks="segm" in metrics, required=("val",), barrier=world.barrier)
+    records = splits.records["val"]
     measured = records.annotated or out is None
     if measured:
         check_truth(records, metrics)
@@ -104,11 +102,11 @@ def test_checkpoint(
     if results is None:
         return None
     say(line)
-    for note in dataset.notes:
+    for note in (splits.line, *dataset.notes):
         say(note)
     scores = evaluate(dataset.records, results, metrics) if measured else {}
     if not measured:
-        say(f"'{annotations}' has no list 'annotations': nothing is measured")
+        say(f"'{records.source}' has no list 'annotations': nothing is measured")
     for metric in scores:
         say(_tables(metric, scores[metric]))
     if out is not None:

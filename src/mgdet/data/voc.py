@@ -1,0 +1,213 @@
+"""Pascal VOC's format: one XML file for each image.
+
+The original's boxes count pixels from 1 and include the last one; files of that origin say so in `source/database`.
+All other tools write corners as they are, and so they are read.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from xml.parsers import expat
+
+from mgdet.data.image_files import is_image, list_images
+from mgdet.data.records import Reason, Records, RecordsBuilder
+from mgdet.data.values import four_numbers, number
+from mgdet.data.yolo import read_bytes
+from mgdet.errors import UserError
+
+MAX_XML_BYTES = 1 << 24
+MAX_LIST_BYTES = 1 << 28
+MAX_DEPTH = 50
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+class VocObject(NamedTuple):
+    """An object of an XML file: its class, its corners as texts, and whether it is marked as difficult."""
+
+    name: str
+    corners: tuple[str, ...]
+    difficult: str
+
+
+class VocImage(NamedTuple):
+    """What an XML file says: its image, its size in pixels or zeros, its objects, and where boxes count from."""
+
+    xml: Path
+    image: str
+    height: int
+    width: int
+    objects: list[VocObject]
+    first_pixel: int
+
+
+def read_voc(root: Path, places: Sequence[tuple[str, str]], *, masks: Sequence[bool]) -> list[Records]:
+    """Reads splits in Pascal VOC's format, which share their classes: all that occur, in the order of the alphabet.
+
+    Args:
+        root: the data set's folder.
+        places: for each split the list of its images or its folder of XML files, and its folder of images, both
+            inside `root`.
+        masks: for each split, whether objects need one: VOC's XML holds none, so all are then left out.
+
+    Returns:
+        The records of each split.
+
+    Raises:
+        UserError: something is missing or is not in VOC's format.
+    """
+    splits = [_read_split(root / annotations, root / images) for annotations, images in places]
+    classes = sorted({thing.name for split in splits for image in split for thing in image.objects})
+    if not classes:
+        raise UserError(f"no XML file of '{root / places[0][0]}' has an object, so there is no class to learn")
+    return [
+        _records(split, str(root / annotations), root / images, classes, with_masks)
+        for split, (annotations, images), with_masks in zip(splits, places, masks)
+    ]
+
+
+def _read_split(annotations: Path, images: Path) -> list[VocImage]:
+    files = _xml_files(annotations)
+    if not images.is_dir():
+        raise UserError(f"there is no folder '{images}' with the images of '{annotations}'")
+    listed = {name.lower(): name for name in list_images(images)}
+    by_stem = {str(Path(name).with_suffix("")).lower(): name for name in listed.values()}
+    return [_read_image(file, listed, by_stem) for file in files]
+
+
+def _xml_files(annotations: Path) -> list[Path]:
+    """The XML files of a split: all in a folder, or those that a list names."""
+    if annotations.is_dir():
+        files = sorted(file for file in annotations.iterdir() if file.suffix.lower() == ".xml" and file.name[0] != ".")
+        if not files:
+            raise UserError(f"the folder '{annotations}' holds no .xml file")
+        return files
+    if not annotations.is_file():
+        raise UserError(f"there is no list or folder '{annotations}' of Pascal VOC's XML files")
+    homes = [home / name for home in annotations.parents[:3] for name in ("Annotations", "annotations")]
+    home = next((folder for folder in homes if folder.is_dir()), None)
+    if home is None:
+        raise UserError(f"there is no folder Annotations for the list '{annotations}'")
+    lines = read_bytes(annotations, MAX_LIST_BYTES).decode("utf-8-sig", "replace").splitlines()
+    files = [_xml_of(home, line.strip()) for line in lines if line.strip()]
+    missing = [file for file in files if not _is_file(file)]
+    if missing:
+        names = ", ".join(f"{file.name:.80}" for file in missing[:3])
+        raise UserError(f"'{annotations}' lists {len(missing):,} images without an XML file in '{home}': {names}")
+    if not files:
+        raise UserError(f"the list '{annotations}' names no image")
+    return list(dict.fromkeys(files))
+
+
+def _xml_of(home: Path, line: str) -> Path:
+    """The XML file of a line in a list: a name, perhaps with an ending or with a mark after it."""
+    whole = home / f"{_stem(line)}.xml"
+    return whole if _is_file(whole) else home / f"{_stem(line.split(maxsplit=1)[0])}.xml"
+
+
+def _stem(name: str) -> str:
+    name = name.replace("\\", "/").rsplit("/", 1)[-1]
+    return name.rsplit(".", 1)[0] if is_image(name) or name.lower().endswith(".xml") else name
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _read_image(file: Path, listed: dict[str, str], by_stem: dict[str, str]) -> VocImage:
+    root = parse_xml(file)
+    if root.tag != "annotation":
+        raise UserError(f"'{file}' is not a Pascal VOC annotation: it begins with <{root.tag:.40}>, not <annotation>")
+    name = _text(root, "filename").replace("\\", "/").rsplit("/", 1)[-1]
+    image = by_stem.get(file.stem.lower()) or listed.get(name.lower()) or by_stem.get(_stem(name).lower())
+    # Where there is no such image the name stays, and opening the data set says which images are missing.
+    size = root.find("size")
+    return VocImage(
+        file,
+        image or name or f"{file.stem}.jpg",
+        0 if size is None else _pixels(size, "height"),
+        0 if size is None else _pixels(size, "width"),
+        list(_objects(root, file)),
+        1 if _text(root, "source/database").lower().startswith("the voc") else 0,
+    )
+
+
+def _objects(root: ET.Element, file: Path) -> Iterator[VocObject]:
+    for i, thing in enumerate(root.findall("object")):
+        name = _text(thing, "name")
+        if not name:
+            raise UserError(f"object {i + 1} in '{file}' has no name, so its class is unknown")
+        yield VocObject(name, tuple(_text(thing, f"bndbox/{side}") for side in CORNERS), _text(thing, "difficult"))
+
+
+def _text(element: ET.Element, path: str) -> str:
+    return (element.findtext(path) or "").strip()
+
+
+def _pixels(size: ET.Element, side: str) -> int:
+    """An edge in pixels; 0 where the file does not say it, as several tools do."""
+    value = number(_text(size, side))
+    return int(value) if value is not None and value == int(value) and value > 0 else 0
+
+
+def _records(split: list[VocImage], source: str, folder: Path, classes: list[str], masks: bool) -> Records:
+    builder = RecordsBuilder(source, folder, classes, masks=masks)
+    label = {name: i for i, name in enumerate(classes)}
+    for image in split:
+        index = builder.add_image(image.image, image.height, image.width)
+        for i, thing in enumerate(image.objects):
+            name = f"object {i + 1}"
+            corners = four_numbers(list(thing.corners))
+            if corners is None:
+                builder.leave_out(Reason.NOT_A_BOX, index, name, ", ".join(thing.corners))
+                continue
+            x0, y0, x1, y1 = corners
+            x0, y0 = x0 - image.first_pixel, y0 - image.first_pixel
+            builder.add_object(index, label[thing.name], (x0, y0, x1 - x0, y1 - y0), name=name, ignored=thing.difficult)
+    return builder.build()
+
+
+class _Refused(Exception):
+    """What no annotation file needs."""
+
+
+def parse_xml(file: Path) -> ET.Element:
+    """The content of an XML file without a document type, so that nothing in it stands for something else.
+
+    Raises:
+        UserError: the file cannot be read, is not XML, declares a document type, or nests without end.
+    """
+    content = read_bytes(file, MAX_XML_BYTES)
+    builder, parser, depth = ET.TreeBuilder(), expat.ParserCreate(), 0
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise _Refused(f"nests more than {MAX_DEPTH} deep")
+        builder.start(name, {})
+
+    def end(name: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(name)
+
+    def refuse(*_: object) -> None:
+        raise _Refused("declares a document type (<!DOCTYPE ...>), which is not read; take it out")
+
+    parser.buffer_text = True
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler = builder.data
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(content, True)
+        return builder.close()
+    except _Refused as error:
+        raise UserError(f"'{file}' {error}") from None
+    except (expat.ExpatError, ET.ParseError, ValueError, LookupError, AssertionError) as error:
+        raise UserError(f"'{file}' is not XML: {error:}") from None

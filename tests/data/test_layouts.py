@@ -1,0 +1,199 @@
+"""Finding a data set's splits by looking at its folder."""
+
+import json
+import re
+
+import pytest
+
+import formats
+from mgdet.config import DataConfig
+from mgdet.data.layouts import Place, find_layouts, find_places
+from mgdet.errors import UserError
+
+
+def places(root, **names):
+    return find_places(DataConfig(root=str(root), **names))
+
+
+def refusal(root, **names):
+    with pytest.raises(UserError) as error:
+        places(root, **names)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, train, val, title",
+    [
+        (
+            "coco",
+            ("annotations/instances_train2017.json", "train2017"),
+            ("annotations/instances_val2017.json", "val2017"),
+            "COCO",
+        ),
+        ("simple", ("annotations/train.json", "train"), ("annotations/val.json", "val"), "COCO"),
+        ("beside", ("train.json", "train"), ("val.json", "val"), "COCO"),
+        (
+            "roboflow",
+            ("train/_annotations.coco.json", "train"),
+            ("valid/_annotations.coco.json", "valid"),
+            "COCO as Roboflow exports it",
+        ),
+        (
+            "cvat",
+            ("annotations/instances_Train.json", "images/Train"),
+            ("annotations/instances_Validation.json", "images/Validation"),
+            "COCO",
+        ),
+        (
+            "datumaro",
+            ("annotations/instances_train.json", "images"),
+            ("annotations/instances_val.json", "images"),
+            "COCO",
+        ),
+        ("yolo", ("data.yaml", "train"), ("data.yaml", "val"), "YOLO"),
+        ("yolo_roboflow", ("data.yaml", "train"), ("data.yaml", "val"), "YOLO"),
+        ("voc", ("ImageSets/Main/train.txt", "JPEGImages"), ("ImageSets/Main/val.txt", "JPEGImages"), "Pascal VOC"),
+        ("voc_roboflow", ("train", "train"), ("valid", "valid"), "Pascal VOC with a folder for each split"),
+    ],
+)
+def test_the_folder_alone_is_enough(tmp_path, name, train, val, title):
+    formats.LAYOUTS[name](tmp_path)
+    found, said = places(tmp_path)
+    assert (found["train"], found["val"], said) == (train, val, title)
+
+
+def test_one_split_needs_a_share_for_validation(tmp_path):
+    formats.default(tmp_path)
+    assert "--data.val-share 0.1" in refusal(tmp_path)
+    found, _ = places(tmp_path, val_share=0.25)
+    assert found["train"] == found["val"] == ("annotations/instances_default.json", "images/default")
+
+
+def test_a_test_split_is_found_but_never_taken_for_validation(tmp_path):
+    formats.write_coco(tmp_path / "train/_annotations.coco.json", tmp_path / "train", "train")
+    formats.write_coco(tmp_path / "test/_annotations.coco.json", tmp_path / "test", "val")
+    assert "has train and test there" in refusal(tmp_path)
+
+
+def test_a_share_beside_a_named_validation_split_is_refused(tmp_path):
+    formats.simple(tmp_path)
+    sentence = refusal(tmp_path, val_share=0.1, val_annotations="annotations/val.json", val_images="val")
+    assert "leave one of the two out" in sentence
+
+
+def test_a_share_wins_over_a_split_that_is_only_found(tmp_path):
+    formats.simple(tmp_path)
+    found, _ = places(tmp_path, val_share=0.1)
+    assert found["val"] == found["train"] == ("annotations/train.json", "train")
+
+
+def test_names_that_are_given_are_taken_as_they_are(tmp_path):
+    names = {"train_annotations": "a.json", "train_images": "b", "val_annotations": "c.json", "val_images": "d"}
+    assert places(tmp_path, **names) == ({"train": ("a.json", "b"), "val": ("c.json", "d")}, "")
+
+
+def test_a_name_that_is_given_decides_and_the_rest_is_found(tmp_path):
+    formats.simple(tmp_path)
+    formats.write_coco(tmp_path / "annotations/mini.json", tmp_path / "train", "train")
+    found, _ = places(tmp_path, train_annotations="annotations/mini.json", train_images="train")
+    assert found["train"] == ("annotations/mini.json", "train")
+    assert found["val"] == ("annotations/val.json", "val")
+    found, _ = places(tmp_path, train_annotations="annotations/train.json")
+    assert found["train"] == ("annotations/train.json", "train")
+
+
+def test_two_layouts_are_said_and_an_option_decides(tmp_path):
+    formats.simple(tmp_path)
+    formats.yolo(tmp_path)
+    sentence = refusal(tmp_path)
+    assert "as COCO and as YOLO" in sentence
+    choices = re.search(r"--data\.train-annotations decides: (\S+) or (\S+)$", sentence)
+    for choice, val in zip(choices.groups(), ("annotations/val.json", "data.yaml")):
+        found, _ = places(tmp_path, train_annotations=choice)
+        assert (found["train"].annotations, found["val"].annotations) == (choice, val)
+
+
+def test_two_files_for_one_split_are_said_and_an_option_decides(tmp_path):
+    formats.simple(tmp_path)
+    formats.write_coco(tmp_path / "annotations/train_small.json", tmp_path / "train", "train")
+    assert "2 files for train: annotations/train.json and annotations/train_small.json" in refusal(tmp_path)
+    assert places(tmp_path, train_annotations="annotations/train_small.json")[0]["train"].images == "train"
+
+
+def test_cocos_own_files_win_over_others_beside_them(tmp_path):
+    formats.coco(tmp_path)
+    for name in ("captions_train2017", "person_keypoints_train2017", "instances_train2014", "instances_minitrain2017"):
+        (tmp_path / f"annotations/{name}.json").write_text("{}")
+    assert places(tmp_path)[0]["train"] == ("annotations/instances_train2017.json", "train2017")
+
+
+def test_json_files_that_list_no_images_are_no_data_sets(tmp_path):
+    formats.yolo(tmp_path)
+    (tmp_path / "notes.json").write_text(json.dumps({"categories": ["train"]}))
+    (tmp_path / "train_results.json").write_text(json.dumps([{"image_id": 1, "bbox": [1, 2, 3, 4]}]))
+    assert [layout.name for layout in find_layouts(tmp_path)] == ["YOLO"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_the_image_folder_is_found_by_the_first_file_names(tmp_path, encoding):
+    formats.write_coco(tmp_path / "train.json", tmp_path / "fotos", "train")
+    formats.write_coco(tmp_path / "val.json", tmp_path / "fotos", "val")
+    content = json.loads((tmp_path / "train.json").read_text())
+    for image in content["images"]:
+        image["file_name"] = "fotos\\" + image["file_name"]
+    (tmp_path / "train.json").write_text(json.dumps(content), encoding=encoding)
+    assert "--data.val-images" in refusal(tmp_path)
+    assert places(tmp_path, val_images="fotos")[0]["train"].images == "."
+
+
+def test_trainval_is_taken_where_there_is_no_train(tmp_path):
+    formats.voc(tmp_path)
+    lists = tmp_path / "ImageSets/Main"
+    (lists / "trainval.txt").write_text((lists / "train.txt").read_text())
+    assert places(tmp_path)[0]["train"].annotations == "ImageSets/Main/train.txt"
+    (lists / "train.txt").unlink()
+    assert places(tmp_path)[0]["train"].annotations == "ImageSets/Main/trainval.txt"
+
+
+def test_voc_without_lists_is_one_split(tmp_path):
+    formats.voc(tmp_path)
+    for file in (tmp_path / "ImageSets/Main").iterdir():
+        file.unlink()
+    assert places(tmp_path, val_share=0.1)[0]["train"] == ("Annotations", "JPEGImages")
+
+
+def test_the_years_of_a_voc_kit_are_told_apart(tmp_path):
+    formats.voc(tmp_path / "VOCdevkit/VOC2007")
+    assert places(tmp_path)[0]["train"].images == "VOCdevkit/VOC2007/JPEGImages"
+    formats.voc(tmp_path / "VOCdevkit/VOC2012")
+    assert "Pascal VOC in VOC2007 and as Pascal VOC in VOC2012" in refusal(tmp_path)
+
+
+def test_a_folder_that_is_no_data_set_says_what_would_be_one(tmp_path):
+    assert "there is no annotations/*.json (COCO)" in refusal(tmp_path)
+    formats.simple(tmp_path / "export")
+    assert f"but '{tmp_path / 'export'}' in it does" in refusal(tmp_path)
+    assert "does not exist; --data.root names it" in refusal(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    assert "is a file; give the folder" in refusal(tmp_path / "file")
+
+
+def test_labels_without_a_yaml_file_say_what_is_missing(tmp_path):
+    formats.yolo(tmp_path)
+    (tmp_path / "data.yaml").unlink()
+    assert "no data.yaml with names: and train:" in refusal(tmp_path)
+
+
+def test_a_broken_yaml_file_is_the_reason_where_there_is_nothing_else(tmp_path):
+    formats.yolo(tmp_path, text="names: [cat, dog\ntrain: images/train")
+    assert "data.yaml' is not a YAML file" in refusal(tmp_path)
+    formats.simple(tmp_path)
+    assert places(tmp_path)[1] == "COCO"
+
+
+def test_only_what_is_required_must_be_there(tmp_path):
+    formats.write_coco(tmp_path / "annotations/val.json", tmp_path / "val", "val")
+    found, _ = find_places(DataConfig(root=str(tmp_path)), required=("val",))
+    assert found == {"val": Place("annotations/val.json", "val")}
+    assert "no training split; COCO has val there" in refusal(tmp_path)
