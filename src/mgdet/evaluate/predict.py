@@ -20,6 +20,7 @@ from mgdet.evaluate.coco import coco_results, detect
 from mgdet.evaluate.draw import draw_detections
 from mgdet.files import atomic_write
 from mgdet.interop.weights import Checkpoint, count_classes, read_checkpoint
+from mgdet.layers.inference import inference_form
 from mgdet.models import detector_from, load_detector
 from mgdet.structures import Detections
 
@@ -70,7 +71,7 @@ def predict(
     detector, line = load_detector(config.student, checkpoint, classes)
     say(line)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    detector.to(device)
+    detector = inference_form(detector.to(device))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
