@@ -51,6 +51,8 @@ class ModelConfig:
     canvas: tuple[int, int] = (0, 0)
     """Height and width of the images that a teacher sees, squashed to them; 0 0: those of the student, rounded to what
     the teacher takes."""
+    precision: Literal["step", "fp32", "bf16"] = "step"
+    """The precision that a teacher runs in. step: that of `train.amp`; fp32 or bf16, whatever that says."""
 
     def __post_init__(self) -> None:
         _require(
@@ -293,11 +295,16 @@ class Config:
         return tuple(name for name in METHODS if getattr(self, name).weight > 0)
 
     def check_teaching(self) -> None:
-        """Refuses a teacher that teaches nothing, and methods without a teacher.
+        """Refuses a teacher that teaches nothing, methods without a teacher, and a teacher's setting on the student.
 
         Raises:
-            UserError: says which setting is missing.
+            UserError: says which setting is missing or has no meaning.
         """
+        if self.student.precision != "step":
+            raise UserError(
+                f"student.precision is {self.student.precision}, but a student trains in the precision of train.amp; "
+                "give --train.amp, or --teacher.precision for its teacher"
+            )
         if self.teacher is None and (self.methods or self.inherit):
             what = (
                 f"{self.methods[0]}.weight is {getattr(self, self.methods[0]).weight:g}"

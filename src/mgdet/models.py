@@ -11,7 +11,7 @@ import torch
 
 from mgdet.config import ROIS_PER_IMAGE, Config, ModelConfig
 from mgdet.detectors.base import Detector
-from mgdet.detectors.build import build_detector
+from mgdet.detectors.build import build_detector, detector_class
 from mgdet.detectors.face import Face
 from mgdet.detectors.foreign import library
 from mgdet.detectors.foreign.base import Foreign
@@ -19,6 +19,7 @@ from mgdet.errors import UserError
 from mgdet.files import sha256_of_tensors
 from mgdet.interop.backbones import read_timm
 from mgdet.interop.weights import Checkpoint, count_classes, load_checkpoint, read_checkpoint
+from mgdet.layers.inference import inference_form
 from mgdet.methods.fgd import FGD
 from mgdet.methods.inherit import inherit
 from mgdet.methods.mgd import MGD
@@ -73,6 +74,17 @@ def detector_from(config: ModelConfig, num_classes: int) -> Detector:
     return detector
 
 
+def has_masks(config: ModelConfig) -> bool:
+    """Does the detector of a config section learn and find masks? It is not built for that.
+
+    Raises:
+        UserError: there is no such detector.
+    """
+    if config.source:
+        return library(config.source).has_masks(config.detector.partition(":")[2])
+    return detector_class(config.detector).has_masks
+
+
 def foreign_from(config: ModelConfig, classes: Sequence[str] | None, say: Say, *, role: str) -> Foreign:
     """A detector of another library, with the weights that it starts from.
 
@@ -124,7 +136,11 @@ def build_models(
     if len(classes) != teacher.num_classes or (checkpoint and checkpoint.classes not in (None, tuple(classes))):
         say(f"the teacher knows other classes than the data ({teacher.num_classes}); only its maps are used")
     sha256 = checkpoint.sha256 if checkpoint else sha256_of_tensors(teacher.state_dict())
-    return Models(with_methods(config, student, teacher, say), Teacher(teacher), sha256)
+    distilled = with_methods(config, student, teacher, say)
+    precision = config.teacher.precision
+    if precision == "step" and config.train.amp == "bf16":
+        precision = "bf16"  # the same, and the teacher can keep its weights rounded
+    return Models(distilled, Teacher(inference_form(teacher), precision), sha256)
 
 
 def with_methods(config: Config, student: Face, teacher: Face, say: Say) -> DistilledStudent:

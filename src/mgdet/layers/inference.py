@@ -18,12 +18,13 @@ M = TypeVar("M", bound=nn.Module)
 def inference_form(detector: M) -> M:
     """A copy in eval mode, without gradients, that computes the same within rounding and in less time.
 
-    `detector` stays as it is, and the copy shares all tensors that are no different. Batch norms are taken into the
-    convolutions of `detector.backbone`, if torch can trace it; deformable convolutions keep theirs, which have no bias.
+    `detector` stays as it is, and the copy shares all tensors that are no different. Batch norms of a backbone are taken
+    into its convolutions, if torch can trace it; deformable convolutions keep theirs, as they have no bias.
     """
     tensors = [*detector.parameters(), *detector.buffers()]
     form = copy.deepcopy(detector, {id(tensor): tensor for tensor in tensors}).eval()
-    fold_batch_norms(form.get_submodule("backbone"))
+    if isinstance(getattr(form, "backbone", None), nn.Module):
+        fold_batch_norms(form.get_submodule("backbone"))
     for module in form.modules():
         for name, parameter in module.named_parameters(recurse=False):
             value = parameter.detach()
