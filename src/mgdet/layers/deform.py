@@ -77,7 +77,7 @@ class _ConvolveAt(torch.autograd.Function):
             places = [totals[0], totals[1][:, span], totals[2][:, span], totals[3]]
             places = [place for place, need in zip(places, ctx.needs_input_grad) if need]
             for place, part in zip(places, torch.autograd.grad(moved, wanted, gradients[0][span])):
-                place += part
+                place.add_(part)
         return tuple(total if need else None for total, need in zip(totals, ctx.needs_input_grad))
 
 

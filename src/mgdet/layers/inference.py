@@ -18,8 +18,8 @@ M = TypeVar("M", bound=nn.Module)
 def inference_form(detector: M) -> M:
     """A copy in eval mode, without gradients, that computes the same within rounding and in less time.
 
-    `detector` stays as it is, and the copy shares all tensors that are no different. Batch norms of a backbone are taken
-    into its convolutions, if torch can trace it; deformable convolutions keep theirs, as they have no bias.
+    `detector` stays as it is, and the copy shares all tensors that are no different. Batch norms of a backbone go into
+    its convolutions, if torch can trace it; deformable convolutions keep theirs, as they have no bias.
     """
     tensors = [*detector.parameters(), *detector.buffers()]
     form = copy.deepcopy(detector, {id(tensor): tensor for tensor in tensors}).eval()
@@ -57,7 +57,7 @@ def fold_batch_norms(network: nn.Module) -> int:
             # timm's norm with an activation keeps the activation.
             rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
             parent, _, name = str(node.target).rpartition(".")
-            setattr(network.get_submodule(parent), name, rest)
+            setattr(network.get_submodule(parent), name, rest.train(norm.training))
             num_folded += 1
     return num_folded
 

@@ -50,12 +50,12 @@ class _Axis(NamedTuple):
     """Which map cells on one axis make up each of S cells of K regions.
 
     first: (K, S) int64, the first map cell.
-    count: (K, S) int64, how many follow each other from there on.
-    shares: (K, S, M), the share of each in the mean; M is at least every count.
+    length: (K, S) int64, how many follow each other from there on.
+    shares: (K, S, M), the share of each in the mean; M is at least every length.
     """
 
     first: Tensor
-    count: Tensor
+    length: Tensor
     shares: Tensor
 
 
@@ -80,11 +80,11 @@ def _axis(low: Tensor, high: Tensor, num_cells: int, size: int) -> _Axis:
     # Samples lie at most one cell apart, so their neighbours are the cells from the first to the last without a gap.
     lowest = torch.where(counted, before, size).amin(dim=2)
     highest = torch.where(counted, before + 1, -1).amax(dim=2).clamp(max=size - 1)
-    count = (highest - lowest + 1).clamp(min=0).long()
+    length = (highest - lowest + 1).clamp(min=0).long()
     place = torch.where(counted, before - lowest[..., None], 0).long()
-    shares = low.new_zeros(*lowest.shape, max(2, int(count.max()) + 1))
+    shares = low.new_zeros(*lowest.shape, max(2, int(length.max()) + 1))
     shares.scatter_add_(2, place, share * (1 - beyond)).scatter_add_(2, place + 1, share * beyond)
-    return _Axis(lowest.long(), count, shares)
+    return _Axis(lowest.long(), length, shares)
 
 
 def _bags(offsets: Tensor, rows: _Axis, columns: _Axis, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,16 +101,16 @@ def _bags(offsets: Tensor, rows: _Axis, columns: _Axis, width: int) -> tuple[Ten
     """
     num_cells = rows.first.shape[1]
     region, i, j = torch.cartesian_prod(*map(torch.arange, (len(offsets), num_cells, num_cells))).unbind(dim=1)
-    of_bag = _owners(rows.count[region, i])
+    of_bag = _owners(rows.length[region, i])
     region, i, j = region[of_bag.owner], i[of_bag.owner], j[of_bag.owner]
     # One entry for each map row in each bag, then one for each map cell in that row.
     row = offsets[region] + rows.first[region, i] + of_bag.number
     share = rows.shares[region, i, of_bag.number]
-    of_row = _owners(columns.count[region, j])
+    of_row = _owners(columns.length[region, j])
     cells = (row * width + columns.first[region, j])[of_row.owner] + of_row.number
     in_table = ((region * num_cells + j) * columns.shares.shape[2])[of_row.owner] + of_row.number
     shares = share[of_row.owner] * columns.shares.flatten()[in_table]
-    sizes = (rows.count[:, :, None] * columns.count[:, None, :]).flatten()
+    sizes = (rows.length[:, :, None] * columns.length[:, None, :]).flatten()
     return cells, shares, sizes.cumsum(0) - sizes
 
 
