@@ -159,7 +159,7 @@ def resize_masks(masks: Sequence[np.ndarray], size: tuple[int, int], flipped: bo
     height, width = size
     result = np.zeros((len(masks), *padded_size(size)), dtype=np.uint8)
     for padded, mask in zip(result, masks):
-        # Only the part around the object: the rest of a mask is zeros, and pages of zeros that nobody writes cost nothing.
+        # Only the part around the object: the rest is zeros, and pages of zeros that nobody writes cost nothing.
         x, y, w, h = cv2.boundingRect(mask)
         rows, columns = _nearest(mask.shape[0], height), _nearest(mask.shape[1], width)
         top, bottom = np.searchsorted(rows, (y, y + h))
