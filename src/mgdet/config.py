@@ -104,6 +104,8 @@ class ModelConfig(Section):
     canvas: tuple[int, int] = (0, 0)
     """Height and width of the images that a teacher sees, squashed to them; 0 0: those of the student, rounded to what
     the teacher takes."""
+    precision: Literal["step", "fp32", "bf16"] = "step"
+    """The precision that a teacher runs in. step: that of `train.amp`; fp32 or bf16, whatever that says."""
 
     def check_values(self) -> None:
         _require(
@@ -363,7 +365,8 @@ class Config(Section):
         return tuple(name for name in METHODS if getattr(self, name).weight > 0)
 
     def check_together(self) -> None:
-        """Refuses what settings cannot mean together: a teacher that teaches nothing, or methods without one.
+        """Refuses what settings cannot mean together: a teacher that teaches nothing, methods without one,
+        or a teacher's setting on the student.
 
         Raises:
             UserError: says which setting is wrong or missing.
@@ -372,6 +375,11 @@ class Config(Section):
             section = getattr(self, entry.name)
             if isinstance(section, Section):
                 section.check_together()
+        if self.student.precision != "step":
+            raise UserError(
+                f"student.precision is {self.student.precision}, but a student trains in the precision of train.amp; "
+                "give --train.amp, or --teacher.precision for its teacher"
+            )
         if self.teacher is None and (self.methods or self.inherit):
             what = (
                 f"{self.methods[0]}.weight is {getattr(self, self.methods[0]).weight:g}"

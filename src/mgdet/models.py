@@ -19,6 +19,7 @@ from mgdet.errors import UserError
 from mgdet.files import sha256_of_tensors
 from mgdet.interop.backbones import read_timm
 from mgdet.interop.weights import Checkpoint, count_classes, load_checkpoint, read_checkpoint
+from mgdet.layers.inference import inference_form
 from mgdet.methods.fgd import FGD
 from mgdet.methods.inherit import inherit
 from mgdet.methods.mgd import MGD
@@ -134,7 +135,11 @@ def build_models(
     if len(classes) != teacher.num_classes or (checkpoint and checkpoint.classes not in (None, tuple(classes))):
         say(f"the teacher knows other classes than the data ({teacher.num_classes}); only its maps are used")
     sha256 = checkpoint.sha256 if checkpoint else sha256_of_tensors(teacher.state_dict())
-    return Models(with_methods(config, student, teacher, say), Teacher(teacher), sha256)
+    distilled = with_methods(config, student, teacher, say)
+    precision = config.teacher.precision
+    if precision == "step" and config.train.amp == "bf16":
+        precision = "bf16"  # the same, and the teacher can keep its weights rounded
+    return Models(distilled, Teacher(inference_form(teacher), precision), sha256)
 
 
 def with_methods(config: Config, student: Face, teacher: Face, say: Say) -> DistilledStudent:

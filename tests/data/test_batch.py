@@ -28,13 +28,16 @@ def test_images_are_normalised_rgb_and_padded_with_zeros(examples):
     images = batch.images()
     assert images.shape == (2, 3, 64, 96)
     assert images.dtype == torch.float32
-    assert images.is_contiguous()
+    assert images.is_contiguous(memory_format=torch.channels_last)
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
     for image, example in zip(images.numpy(), examples):
         h, w = example.image.shape[:2]
         expected = np.zeros((3, 64, 96))
         expected[:, :h, :w] = ((example.image[..., ::-1] - mean) / std).transpose(2, 0, 1)
         np.testing.assert_allclose(image, expected, rtol=1e-6, atol=1e-6)
+        # To the bit what float32 gives, as in the original.
+        in_float32 = (example.image[..., ::-1].astype(np.float32) - mean.astype(np.float32)) / std.astype(np.float32)
+        np.testing.assert_array_equal(image[:, :h, :w], in_float32.transpose(2, 0, 1))
         assert (image[:, h:] == 0).all()
         assert (image[:, :, w:] == 0).all()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import cv2
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +21,7 @@ from mgdet.structures import IMAGENET, Pixels, Target
 class Batch:
     """B images and what is known about them.
 
-    pixels: (B, H, W, 3) uint8, BGR; H and W are multiples of 32, and each image lies in the upper left corner. What
+    pixels: (B, H, W, 3) uint8, RGB; H and W are multiples of 32, and each image lies in the upper left corner. What
         lies beside it is undefined.
     targets: one an image, in pixels of the batch images; `size` is the image without its padding.
     files: paths of the image files.
@@ -66,15 +67,18 @@ class Batch:
             pixels: the normalisation that the detector expects.
 
         Returns:
-            (B, 3, H, W) float32, RGB, normalised; zero in the padding.
+            (B, 3, H, W) float32, RGB, channels last in memory, normalised; zero in the padding.
         """
-        rgb = self.pixels.permute(0, 3, 1, 2).flip(1)
-        images = rgb.to(torch.float32, memory_format=torch.contiguous_format)
-        images -= images.new_tensor(pixels.mean).view(3, 1, 1)
-        images /= images.new_tensor(pixels.std).view(3, 1, 1)
-        for image, (height, width) in zip(images, self.sizes):
-            image[:, height:] = 0
-            image[:, :, width:] = 0
+        batch, height, width, channels = self.pixels.shape
+        # Whole rows at a time, each with as many copies of the constants as it has pixels: three numbers a pixel alone
+        # are too short for vector instructions.
+        rows = self.pixels.flatten(2).float()
+        rows -= _repeated(pixels.mean, width, rows)
+        rows /= _repeated(pixels.std, width, rows)
+        images = rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        for image, (own_height, own_width) in zip(images, self.sizes):
+            image[:, own_height:] = 0
+            image[:, :, own_width:] = 0
         return images
 
     def images_on(self, canvas: tuple[int, int], pixels: Pixels = IMAGENET) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -101,6 +105,11 @@ class Batch:
         return _unpack, (self.pixels, objects, self.files, self.image_ids, self.originals, self.scales)
 
 
+def _repeated(values: Sequence[float], times: int, like: Tensor) -> Tensor:
+    """The values over and over, where `like` is; made there, so that no copy keeps the device waiting."""
+    return torch.cat([like.new_full((1,), value) for value in values]).repeat(times)
+
+
 def _unpack(pixels: Tensor, objects: list[tuple], *rest: list) -> Batch:
     targets = [
         Target(torch.from_numpy(boxes), torch.from_numpy(labels), masks, size=size, padded=padded)
@@ -114,8 +123,8 @@ def collate(examples: Sequence[Example]) -> Batch:
     sizes = [example.target.size for example in examples]
     height, width = padded_size((max(h for h, _ in sizes), max(w for _, w in sizes)))
     pixels = torch.empty((len(examples), height, width, 3), dtype=torch.uint8)
-    for place, (h, w), example in zip(pixels, sizes, examples):
-        place[:h, :w] = torch.from_numpy(example.image)
+    for place, (h, w), example in zip(pixels.numpy(), sizes, examples):
+        cv2.cvtColor(example.image, cv2.COLOR_BGR2RGB, dst=place[:h, :w])
     return Batch(
         pixels,
         [example.target for example in examples],

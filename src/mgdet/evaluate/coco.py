@@ -23,6 +23,7 @@ from mgdet.data.sampler import test_views
 from mgdet.detectors.face import Face
 from mgdet.errors import UserError, nearest
 from mgdet.evaluate.truth import Truth, class_rows
+from mgdet.layers.inference import inference_form
 from mgdet.precision import autocast
 from mgdet.structures import Detections
 
@@ -176,8 +177,8 @@ def run_detector(
 ) -> list[dict[str, Any]] | None:
     """Detects objects in all images of a data set, every process in its share, one image at a time.
 
-    The result does not depend on the number of processes. The detector runs in eval mode and gets its training flag
-    back.
+    The result does not depend on the number of processes. What runs is the detector's `inference_form`; the detector
+    itself stays as it is.
 
     Args:
         detector: on `device`; `detect` must give boxes in pixels of the image files.
@@ -198,18 +199,14 @@ def run_detector(
     """
     views = test_views(len(dataset.images), rank, world_size, long_edge, short_edge, square)
     loader = test_loader(dataset, views, workers=workers, pin=device.type == "cuda")
-    training = detector.training
-    detector.eval()
+    form = inference_form(detector)
     share: list[list[dict[str, Any]]] = []
-    try:
-        with contextlib.closing(loader):
-            for batch in loader:
-                found = detect(detector, batch.to(device, non_blocking=True), amp)
-                share += [coco_results(d, i, dataset.category_ids) for d, i in zip(found, batch.image_ids)]
-                if progress is not None:
-                    progress(len(share), len(views))
-    finally:
-        detector.train(training)
+    with contextlib.closing(loader):
+        for batch in loader:
+            found = detect(form, batch.to(device, non_blocking=True), amp)
+            share += [coco_results(d, i, dataset.category_ids) for d, i in zip(found, batch.image_ids)]
+            if progress is not None:
+                progress(len(share), len(views))
     shares: list[Any] | None = [share]
     if world_size > 1:
         shares = [None] * world_size if rank == 0 else None

@@ -29,6 +29,7 @@ from mgdet.evaluate.fonts import can_write
 from mgdet.evaluate.sources import Picture, find_pictures, listed
 from mgdet.files import atomic_write
 from mgdet.interop.weights import Checkpoint, count_classes, read_checkpoint
+from mgdet.layers.inference import inference_form
 from mgdet.models import detector_from, load_detector
 from mgdet.structures import Detections
 
@@ -93,7 +94,7 @@ def predict(
         notes.append(f"no font here can write these classes, so the pictures show numbers: {', '.join(legend)}")
     for note in notes:
         say(note)
-    detector.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    detector = inference_form(detector.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
     report = _predict_all(detector, pictures, config, classes, out=out, score=score, batch=batch)
     total = sum(len(entry["objects"]) for entry in report)
     say(f"{total:,} objects in {len(report):,} images; pictures and {JSON_FILE} are in {out}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 from mgdet.errors import UserError
+from mgdet.layers.deform import deform_conv2d
 
 
 def convolve_at(conv: nn.Conv2d, x: Tensor, offsets: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def convolve_at(conv: nn.Conv2d, x: Tensor, offsets: Tensor) -> Tensor:
     """
     stride, padding = (conv.stride[0], conv.stride[1]), (int(conv.padding[0]), int(conv.padding[1]))
     with torch.autocast(x.device.type, enabled=False):
-        moved: Tensor = deform_conv2d(x.float(), offsets.float(), conv.weight.float(), stride=stride, padding=padding)
+        moved = deform_conv2d(x.float(), offsets.float(), conv.weight.float(), stride=stride, padding=padding)
     return moved.to(x.dtype)
 
 

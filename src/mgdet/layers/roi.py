@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
+
+from mgdet.layers.roi_align import roi_align
 
 STRIDES = (4, 8, 16, 32)
 FINEST_SIZE = 56
@@ -35,5 +36,5 @@ def pool_rois(maps: list[Tensor], rois: Tensor, size: int) -> Tensor:
     pooled = maps[0].new_zeros((len(rois), maps[0].shape[1], size, size))
     for level, stride in enumerate(STRIDES):
         rows = (levels == level).nonzero()[:, 0]
-        pooled[rows] = roi_align(maps[level], rois[rows], size, 1 / stride, sampling_ratio=0, aligned=True)
+        pooled[rows] = roi_align(maps[level], rois[rows], size, 1 / stride)
     return pooled

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,21 @@ class Teacher(nn.Module):
 
     Args:
         detector: a detector, see `mgdet.detectors.face.Face`.
+        precision: `step` is that of the caller's autocast; `fp32` and `bf16` hold whatever the caller's is. With `bf16`
+            the convolutions of a backbone keep their weights in bfloat16, as autocast would round a frozen weight anew
+            in every step.
     """
 
     detector: Any
 
-    def __init__(self, detector: nn.Module):
+    def __init__(self, detector: nn.Module, precision: Literal["step", "fp32", "bf16"] = "step"):
         super().__init__()
-        self.detector = detector
+        self.detector, self.precision = detector, precision
+        backbone = getattr(detector, "backbone", None)
+        if precision == "bf16" and isinstance(backbone, nn.Module):
+            for module in backbone.modules():
+                if type(module) is nn.Conv2d:  # a deformable one reads its weight in float32
+                    module.to(torch.bfloat16)
         self.requires_grad_(False)
         self.eval()
 
@@ -42,5 +51,11 @@ class Teacher(nn.Module):
 
         Not under `inference_mode`: its tensors could not be saved for the student's backward pass.
         """
-        seen: Seen = self.detector.see(images, sizes, outputs=outputs)
+        with self._autocast(images.device.type):
+            seen: Seen = self.detector.see(images, sizes, outputs=outputs)
         return seen
+
+    def _autocast(self, device: str) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "step":
+            return contextlib.nullcontext()
+        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16")

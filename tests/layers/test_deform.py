@@ -1,0 +1,106 @@
+"""Deformable convolution by torch's own operators, beside torchvision's kernel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mgdet.layers import deform
+from mgdet.layers.deform import deform_conv2d
+
+# batch, channels in and out, groups, kernel, stride, padding, (H, W)
+CASES = {
+    "plain": (2, 8, 6, 1, (3, 3), (1, 1), (1, 1), (7, 9)),
+    "groups": (1, 32, 32, 8, (3, 3), (1, 1), (1, 1), (12, 11)),
+    "strided": (2, 16, 8, 4, (3, 3), (2, 2), (1, 1), (9, 10)),
+    "oblong": (1, 4, 4, 1, (1, 3), (2, 1), (0, 2), (8, 8)),
+    "one cell": (1, 8, 8, 2, (3, 3), (1, 1), (1, 1), (1, 1)),
+}
+
+
+def draw(case: str) -> tuple[list[Tensor], dict]:
+    batch, channels, out, groups, kernel, stride, padding, size = CASES[case]
+    torch.manual_seed(0)
+    output = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(size, padding, kernel, stride)]
+    tensors = [
+        torch.randn(batch, channels, *size),
+        min(size) / 3 * torch.randn(batch, 2 * kernel[0] * kernel[1], *output),  # far enough to leave the map
+        torch.randn(out, channels // groups, *kernel),
+    ]
+    return [tensor.requires_grad_() for tensor in tensors], {"stride": stride, "padding": padding}
+
+
+def relative(mine: Tensor, theirs: Tensor) -> float:
+    return ((mine - theirs).abs().max() / theirs.abs().max()).item()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_torchvisions(case):
+    tensors, options = draw(case)
+    mine, theirs = deform_conv2d(*tensors, **options), torchvision.ops.deform_conv2d(*tensors, **options)
+    assert mine.shape == theirs.shape
+    assert relative(mine, theirs) < 8e-7
+    seed = torch.randn_like(theirs)
+    for own, other in zip(torch.autograd.grad(mine, tensors, seed), torch.autograd.grad(theirs, tensors, seed)):
+        assert relative(own, other) < 2e-6
+
+
+@pytest.mark.parametrize("case", ["plain", "groups"])
+def test_blocks_change_nothing(case, monkeypatch):
+    tensors, options = draw(case)
+    whole = deform_conv2d(*tensors, **options)
+    seed = torch.randn_like(whole)
+    expected = torch.autograd.grad(whole, tensors, seed)
+    limit = 10 * tensors[0].shape[1] * tensors[1].shape[1] // 2  # ten positions, so the last block is a rest
+    monkeypatch.setattr(deform, "FORWARD_SAMPLES", limit)
+    monkeypatch.setattr(deform, "BACKWARD_SAMPLES", limit)
+    parts = deform_conv2d(*tensors, **options)
+    assert relative(parts, whole) < 8e-7
+    for own, other in zip(torch.autograd.grad(parts, tensors, seed), expected):
+        assert relative(own, other) < 2e-6
+
+
+def test_no_gradient_is_computed_that_nobody_wants():
+    (x, offsets, weight), options = draw("groups")
+    moved = deform_conv2d(x, offsets.detach(), weight, **options)
+    moved.sum().backward()
+    assert offsets.grad is None
+    assert x.grad is not None and weight.grad is not None
+
+
+def test_what_is_not_a_number_stays_so():
+    (x, offsets, weight), options = draw("plain")
+    with torch.no_grad():
+        offsets[0, 0, 0, 0] = torch.nan
+        moved = deform_conv2d(x, offsets, weight, **options)
+    assert moved[0, :, 0, 0].isnan().all()
+    assert moved.isnan().sum() == moved.shape[1]
+
+
+def test_memory_holds_one_block_of_samples(monkeypatch):
+    (x, offsets, weight), options = draw("groups")
+    largest = 0
+    embedding_bag = torch.nn.functional.embedding_bag
+
+    def record(*arguments, **keywords):
+        nonlocal largest
+        samples = embedding_bag(*arguments, **keywords)
+        largest = max(largest, samples.numel())
+        return samples
+
+    monkeypatch.setattr(torch.nn.functional, "embedding_bag", record)
+    monkeypatch.setattr(deform, "FORWARD_SAMPLES", 5000)
+    monkeypatch.setattr(deform, "BACKWARD_SAMPLES", 5000)
+    deform_conv2d(x, offsets, weight, **options).sum().backward()
+    assert 0 < largest <= 5000
+
+
+def test_torchvisions_kernel_serves_other_devices():
+    with FakeTensorMode():
+        x, offsets = torch.empty(1, 8, 7, 9, device="cuda"), torch.empty(1, 18, 7, 9, device="cuda")
+        moved = deform_conv2d(x, offsets, torch.empty(6, 8, 3, 3, device="cuda"), stride=(1, 1), padding=(1, 1))
+    assert moved.device.type == "cuda"
+    assert moved.shape == (1, 6, 7, 9)
