@@ -32,8 +32,8 @@ def all_masks(head: solo.SOLOHead, features: list[torch.Tensor]) -> list[torch.T
     """The mask logits of every cell, (B, G * G, h, w) a level."""
     masks = []
     for level, grid in enumerate(solo.GRIDS):
-        image, cell = torch.arange(2).repeat_interleave(grid**2), torch.arange(grid**2).repeat(2)
-        masks.append(head.masks(level, features[level], image, cell).unflatten(0, (2, grid**2)))
+        cells, rows = torch.arange(grid**2).expand(2, -1), torch.arange(2 * grid**2)
+        masks.append(head.masks(level, features[level], cells, rows).unflatten(0, (2, grid**2)))
     return masks
 
 
@@ -79,7 +79,7 @@ def test_targets(case):
     objects = solo.gather_objects(recorded.targets(), SIZE)
     for level, (grid, stride) in enumerate(zip(solo.GRIDS, solo.STRIDES)):
         owner = solo.assign_cells(objects, level, batch=2)
-        small = solo.shrink_masks(objects.masks, stride // 2)
+        small = objects.masks[stride // 2]
         for i in range(2):
             name = f"solo.targets.{i}.{level}"
             cells = (owner[i] >= 0).nonzero()[:, 0]
@@ -108,7 +108,10 @@ def test_losses_of_synthetic_outputs(case, monkeypatch):
         masks.append(recorded.synthetic(f"solo.mask.{level}", (2, grid**2, *size), 2.0))
         logits.append(recorded.synthetic(f"solo.cls.{level}", (2, 80, grid, grid), 1.5, -3.0))
     monkeypatch.setattr(detector.mask_head, "forward", lambda maps: (masks, logits))
-    monkeypatch.setattr(detector.mask_head, "masks", lambda level, features, image, cell: features[image, cell])
+    images = torch.arange(2)[:, None]
+    monkeypatch.setattr(
+        detector.mask_head, "masks", lambda level, features, cells, rows: features[images, cells].flatten(0, 1)[rows]
+    )
     losses = detector.losses(pyramid.maps, recorded.targets())
     assert {k: v.item() for k, v in losses.items()} == pytest.approx(stored["synth.losses"], rel=1e-5)
 
@@ -239,13 +242,13 @@ def test_masks_of_smaller_images_are_padded_to_the_batch():
     small = target([[20, 20, 80, 80]], [0], (100, 90))
     large = target([[20, 20, 80, 80]], [0], (128, 128))
     objects = solo.gather_objects([small, large], (128, 128))
-    assert torch.equal(objects.masks[0], objects.masks[1])
+    assert all(torch.equal(masks[0], masks[1]) and masks.any() for masks in objects.masks.values())
     assert objects.image.tolist() == [0, 1]
 
 
 def test_pasting_in_parts_changes_nothing(monkeypatch):
     masks = torch.rand(5, 16, 24)
-    whole = solo.paste_masks(masks, (60, 90), (120, 200), threshold=0.5)
+    whole = solo.resize_masks(masks, (60, 90), (120, 200), threshold=0.5)
     monkeypatch.setattr(solo, "PASTE_PIXELS", 2 * 120 * 200)
     assert whole.any() and not whole.all()
-    assert torch.equal(whole, solo.paste_masks(masks, (60, 90), (120, 200), threshold=0.5))
+    assert torch.equal(whole, solo.resize_masks(masks, (60, 90), (120, 200), threshold=0.5))

@@ -10,13 +10,17 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from mgdet.layers.conv import ConvBlock
+from mgdet.layers.host import to_device
+from mgdet.layers.padding import PaddedTargets
 from mgdet.layers.roi import join_rois, pool_rois
 from mgdet.layers.sampling import RoISample
-from mgdet.structures import Detections, Target
+from mgdet.structures import Detections
 
 POOL_SIZE = 14
 MASK_SIZE = 28
 STACKED_CONVS = 4
+PIXELS_PER_BLOCK = 2**24
+"""How many pixels of masks become floats at a time: 64 MiB."""
 
 
 class MaskHead(nn.Module):
@@ -46,32 +50,34 @@ class MaskHead(nn.Module):
         logits: Tensor = self.conv_logits(F.relu(self.upsample(x), inplace=True))
         return logits.float()
 
-    def loss(self, maps: list[Tensor], samples: list[RoISample], targets: list[Target]) -> Tensor:
+    def loss(self, maps: list[Tensor], sample: RoISample, counts: list[int], targets: PaddedTargets) -> Tensor:
         """Binary cross entropy of the positive regions' own class, averaged over regions and cells; a scalar.
 
         Args:
             maps: pyramid levels (B, C, H_l, W_l).
-            samples: one of each image.
-            targets: one of each image, with masks.
+            sample: regions of each image, positives first.
+            counts: how many are positive in each image.
+            targets: of B images, with masks.
 
         Raises:
             ValueError: a target has no masks.
         """
-        boxes = [sample.boxes[: len(sample.objects)] for sample in samples]
+        boxes = [own[:count] for own, count in zip(sample.boxes, counts)]
+        objects = [own[:count] for own, count in zip(sample.objects, counts)]
+        wanted = torch.cat([crop_masks(*triple) for triple in zip(targets.masks, boxes, objects)])
         logits = self(maps, join_rois(boxes))
         if len(logits) == 0:
             return logits.sum()
-        wanted = torch.cat([crop_masks(*triple) for triple in zip(targets, boxes, (s.objects for s in samples))])
-        labels = torch.cat([target.labels[sample.objects] for sample, target in zip(samples, targets)])
+        labels = torch.cat([own[:count] for own, count in zip(sample.labels, counts)])
         own = logits[torch.arange(len(logits), device=logits.device), labels]
         return F.binary_cross_entropy_with_logits(own, wanted.float())
 
 
-def crop_masks(target: Target, boxes: Tensor, objects: Tensor) -> Tensor:
+def crop_masks(masks: Tensor | None, boxes: Tensor, objects: Tensor) -> Tensor:
     """The part of an object's mask inside a box, averaged to 28 x 28 cells, at least one half.
 
     Args:
-        target: an image's ground truth, with masks.
+        masks: (N, H, W) of an image's objects.
         boxes: (P, 4) xyxy, pixels of the batch image.
         objects: (P,) int64, whose mask to cut for each box.
 
@@ -79,12 +85,18 @@ def crop_masks(target: Target, boxes: Tensor, objects: Tensor) -> Tensor:
         (P, 28, 28) bool.
 
     Raises:
-        ValueError: the target has no masks.
+        ValueError: there are no masks.
     """
-    if target.masks is None:
+    if masks is None:
         raise ValueError("a detector with a mask head trains on targets with masks; this target has none")
-    rois = torch.cat([objects[:, None].to(boxes), boxes], dim=1)
-    cells = roi_align(target.masks[:, None].float(), rois, MASK_SIZE, 1.0, sampling_ratio=0, aligned=True)
+    step = max(1, PIXELS_PER_BLOCK // max(1, masks.shape[-2] * masks.shape[-1]))
+    cells = boxes.new_zeros((len(boxes), 1, MASK_SIZE, MASK_SIZE))
+    for start in range(0, len(masks), step):
+        block = masks[start : start + step, None].float()
+        rois = torch.cat([(objects - start)[:, None].to(boxes), boxes], dim=1)
+        inside = (objects >= start) & (objects < start + step)
+        own = torch.where(inside[:, None], rois, 0.0)  # as in `pool_rois`, a region without extent adds zero
+        cells = cells + roi_align(block, own, MASK_SIZE, 1.0, sampling_ratio=0, aligned=True)
     return cells[:, 0] >= 0.5
 
 
@@ -108,7 +120,8 @@ def detect_masks(
         threshold: probability from which a pixel belongs to the object.
     """
     factors = scales or [(1.0, 1.0)] * len(found)
-    rois = join_rois([own.boxes * own.boxes.new_tensor(factor * 2) for own, factor in zip(found, factors)])
+    zoom = to_device([factor * 2 for factor in factors], maps[0].device, found[0].boxes.dtype)
+    rois = join_rois([own.boxes * factor for own, factor in zip(found, zoom)])
     rows, labels = torch.arange(len(rois), device=rois.device), torch.cat([own.labels for own in found])
     masks = torch.stack([head(maps, rois)[rows, labels].sigmoid() for head in heads]).mean(dim=0)
     results = []
