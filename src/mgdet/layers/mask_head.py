@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +65,7 @@ class MaskHead(nn.Module):
         """
         boxes = [own[:count] for own, count in zip(sample.boxes, counts)]
         objects = [own[:count] for own, count in zip(sample.objects, counts)]
-        wanted = torch.cat([crop_masks(*triple) for triple in zip(targets.masks, boxes, objects)])
+        wanted = crop_masks(targets.masks, boxes, objects)
         logits = self(maps, join_rois(boxes))
         if len(logits) == 0:
             return logits.sum()
@@ -73,31 +74,43 @@ class MaskHead(nn.Module):
         return F.binary_cross_entropy_with_logits(own, wanted.float())
 
 
-def crop_masks(masks: Tensor | None, boxes: Tensor, objects: Tensor) -> Tensor:
+def crop_masks(masks: Sequence[Tensor | None], boxes: Sequence[Tensor], objects: Sequence[Tensor]) -> Tensor:
     """The part of an object's mask inside a box, averaged to 28 x 28 cells, at least one half.
 
     Args:
-        masks: (N, H, W) of an image's objects.
-        boxes: (P, 4) xyxy, pixels of the batch image.
-        objects: (P,) int64, whose mask to cut for each box.
+        masks: of each image, (N_i, H, W) of its objects.
+        boxes: of each image, (P_i, 4) xyxy, pixels of the batch image.
+        objects: of each image, (P_i,) int64, whose mask to cut for each box.
 
     Returns:
-        (P, 28, 28) bool.
+        (sum P_i, 28, 28) bool.
 
     Raises:
-        ValueError: there are no masks.
+        ValueError: an image has no masks.
     """
-    if masks is None:
-        raise ValueError("a detector with a mask head trains on targets with masks; this target has none")
-    step = max(1, PIXELS_PER_BLOCK // max(1, masks.shape[-2] * masks.shape[-1]))
-    cells = boxes.new_zeros((len(boxes), 1, MASK_SIZE, MASK_SIZE))
-    for start in range(0, len(masks), step):
-        block = masks[start : start + step, None].float()
-        rois = torch.cat([(objects - start)[:, None].to(boxes), boxes], dim=1)
-        inside = (objects >= start) & (objects < start + step)
-        own = torch.where(inside[:, None], rois, 0.0)  # as in `pool_rois`, a region without extent adds zero
-        cells = cells + roi_align(block, own, MASK_SIZE, 1.0, sampling_ratio=0, aligned=True)
-    return cells[:, 0] >= 0.5
+    joined = torch.cat([*boxes])
+    rois = torch.cat([torch.cat([*objects])[:, None].to(joined), joined], dim=1)
+    cells = []
+    for own, part in zip(masks, rois.split([len(found) for found in boxes])):
+        if own is None:
+            raise ValueError("a detector with a mask head trains on targets with masks; this target has none")
+        cells.append(_crop(own, part))
+    return torch.cat(cells)[:, 0] >= 0.5
+
+
+def _crop(masks: Tensor, rois: Tensor) -> Tensor:
+    """RoIAlign (P, 1, 28, 28) of regions (P, 5) in masks (N, H, W), of which few become floats at a time."""
+    step = max(1, PIXELS_PER_BLOCK // max(1, masks[0:1].numel()))
+    blocks = masks[:, None].split(step)
+    parts = []
+    for i, block in enumerate(blocks):
+        own = rois
+        if len(blocks) > 1:
+            number = rois[:, :1] - i * step
+            # As in `pool_rois`, a region without extent adds zero.
+            own = torch.where((number >= 0) & (number < step), torch.cat([number, rois[:, 1:]], dim=1), 0.0)
+        parts.append(roi_align(block.float(), own, MASK_SIZE, 1.0, sampling_ratio=0, aligned=True))
+    return reduce(torch.add, parts)
 
 
 def detect_masks(

@@ -29,15 +29,14 @@ def suppress(boxes: Tensor, scores: Tensor, spans: Sequence[int], *, threshold: 
     Returns:
         (B, T) bool, false also for boxes without extent.
     """
-    solid = (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
-    if boxes.device.type == "cpu":
-        return _image_by_image(boxes, scores, solid, spans, threshold)
-    return _all_together(boxes, spans, threshold) & solid
+    way = _image_by_image if boxes.device.type == "cpu" else _all_together
+    return way(boxes, scores, spans, threshold)
 
 
-def _image_by_image(boxes: Tensor, scores: Tensor, solid: Tensor, spans: Sequence[int], threshold: float) -> Tensor:
+def _image_by_image(boxes: Tensor, scores: Tensor, spans: Sequence[int], threshold: float) -> Tensor:
     """One box after the other: the least work, but every image would be a wait for a device."""
     levels = torch.arange(len(spans)).repeat_interleave(torch.tensor(spans))
+    solid = _solid(boxes)
     kept = torch.zeros_like(solid)
     for i, own in enumerate(solid):
         rows = own.nonzero()[:, 0]
@@ -46,7 +45,7 @@ def _image_by_image(boxes: Tensor, scores: Tensor, solid: Tensor, spans: Sequenc
     return kept
 
 
-def _all_together(boxes: Tensor, spans: Sequence[int], threshold: float) -> Tensor:
+def _all_together(boxes: Tensor, scores: Tensor, spans: Sequence[int], threshold: float) -> Tensor:
     """All images and levels side by side, in rounds, as in Cluster NMS (arXiv 2005.03572, algorithm 2).
 
     A box stays when no better box that stays overlaps it. Starting from all boxes, round after round decides on boxes
@@ -55,10 +54,12 @@ def _all_together(boxes: Tensor, spans: Sequence[int], threshold: float) -> Tens
     longest = max(spans)
     levels = [F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in boxes.split(list(spans), dim=1)]
     groups = torch.stack(levels, dim=1).flatten(0, 1)  # (B * L, M, 4)
+    # (B * L, M, M): does the better box, a row, overlap the worse one, a column?
+    overlapping = torch.empty((len(groups), longest, longest), dtype=torch.float16, device=boxes.device)
     step = max(1, PAIRS_PER_BLOCK // (longest * len(spans)))
-    overlapping = torch.cat(
-        [(pairwise_iou(part, groups) > threshold).half() for part in groups.split(step, dim=1)], dim=1
-    ).triu_(diagonal=1)  # (B * L, M, M): does the better box, a row, overlap the worse one, a column?
+    for part, rows in zip(groups.split(step, dim=1), overlapping.split(step, dim=1)):
+        rows.copy_(pairwise_iou(part, groups) > threshold)
+    overlapping.triu_(diagonal=1)
     kept, settled = overlapping.new_ones(len(groups), 1, longest), False
     with torch.autocast(boxes.device.type, enabled=False):
         while not settled:
@@ -66,4 +67,9 @@ def _all_together(boxes: Tensor, spans: Sequence[int], threshold: float) -> Tens
                 before, kept = kept, (kept @ overlapping == 0).half()
             settled = bool(to_host((before == kept).all()))
     by_level = kept.bool().view(len(boxes), len(spans), longest)
-    return torch.cat([by_level[:, level, :span] for level, span in enumerate(spans)], dim=1)
+    return torch.cat([by_level[:, level, :span] for level, span in enumerate(spans)], dim=1) & _solid(boxes)
+
+
+def _solid(boxes: Tensor) -> Tensor:
+    """Which boxes (B, T, 4) have an extent, (B, T) bool."""
+    return (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
