@@ -13,8 +13,8 @@ from mgdet.layers.host import to_host
 from mgdet.layers.padding import PAIRS_PER_BLOCK
 from mgdet.layers.postprocess import class_nms
 
-ROUNDS = 32
-"""Rounds of suppression between two looks at whether anything still changes."""
+ROUNDS = 16
+"""Rounds of suppression between two looks at whether anything still changes; 2000 proposals need fewer than ten."""
 
 
 def suppress(boxes: Tensor, scores: Tensor, spans: Sequence[int], *, threshold: float) -> Tensor:
