@@ -9,7 +9,7 @@ import torch
 import recorded
 from mgdet import Detector, Target, build_detector
 from mgdet.detectors.reppoints import _match_nearest
-from mgdet.layers.matching import NEGATIVE
+from mgdet.layers.padding import NEGATIVE, PaddedTargets
 
 LEVEL_SIZES = [(24, 32), (12, 16), (6, 8), (3, 4), (2, 2)]
 MODELS = {
@@ -165,11 +165,9 @@ def test_box_of_points_is_their_mean_and_deviation():
 
 
 def test_of_two_objects_at_one_cell_the_nearer_keeps_it():
-    inf = torch.inf
-    distance = torch.tensor([[0.2, 0.1, inf], [0.3, 0.4, inf], [inf, inf, 0.5]])
-    assert _match_nearest(distance).tolist() == [1, NEGATIVE, 2]
-    assert _match_nearest(torch.tensor([[0.2, 0.2], [0.3, 0.3]])).tolist() == [0, NEGATIVE]
-    assert _match_nearest(torch.zeros(3, 0)).tolist() == [NEGATIVE] * 3
+    cells = torch.tensor([[0, 0, 2], [0, 0, 1], [1, 1, 1]])
+    distances = torch.tensor([[0.2, 0.1, 0.5], [0.2, 0.2, torch.inf], [torch.inf, torch.inf, torch.inf]])
+    assert _match_nearest(cells, distances, 3).tolist() == [[1, NEGATIVE, 2], [0, NEGATIVE, NEGATIVE], [NEGATIVE] * 3]
 
 
 def test_cells_beyond_an_images_own_padding_do_not_count():
@@ -188,11 +186,11 @@ def test_an_object_at_the_edge_takes_a_cell_inside_its_images_own_padding():
     # The centre (63, 33) is nearest to the cell at x = 64, which only the batch's padding has.
     box = {"boxes": [[55.0, 17.0, 71.0, 49.0]], "labels": [0], "size": (64, 64)}
     sizes = [tuple(level.shape[-2:]) for level in maps]
-    proposals = torch.zeros(sum(h * w for h, w in sizes), 4)
-    origins = detector.origins.boxes(sizes, torch.device("cpu"))
+    proposals = torch.zeros(1, sum(h * w for h, w in sizes), 4)
+    origins = detector.origins.boxes(sizes)
     for padded, cell in (((128, 128), 8), ((64, 64), 7)):
-        first, _ = detector._match(origins, proposals, sizes, target(**box, padded=padded))
-        assert (first >= 0).nonzero().tolist() == [[4 * 16 + cell]]
+        first, _ = detector._match(origins, proposals, sizes, PaddedTargets.of([target(**box, padded=padded)]))
+        assert (first[0] >= 0).nonzero().tolist() == [[4 * 16 + cell]]
 
 
 def test_half_precision_leaves_outputs_and_losses_in_float32():

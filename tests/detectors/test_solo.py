@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import recorded
 from mgdet import Detector, Target, build_detector
-from mgdet.detectors import solo
+from mgdet.detectors import solo, solo_targets
 
 BACKBONES = {"solo_r50": "resnet50", "solo_r101": "resnet101"}
 SIZE = (192, 256)
@@ -32,8 +32,8 @@ def all_masks(head: solo.SOLOHead, features: list[torch.Tensor]) -> list[torch.T
     """The mask logits of every cell, (B, G * G, h, w) a level."""
     masks = []
     for level, grid in enumerate(solo.GRIDS):
-        image, cell = torch.arange(2).repeat_interleave(grid**2), torch.arange(grid**2).repeat(2)
-        masks.append(head.masks(level, features[level], image, cell).unflatten(0, (2, grid**2)))
+        cells, rows = torch.arange(grid**2).expand(2, -1), torch.arange(2 * grid**2)
+        masks.append(head.masks(level, features[level], cells, rows).unflatten(0, (2, grid**2)))
     return masks
 
 
@@ -76,10 +76,10 @@ def test_network(case):
 
 def test_targets(case):
     _, _, samples, _ = case
-    objects = solo.gather_objects(recorded.targets(), SIZE)
+    objects = solo_targets.gather_objects(recorded.targets(), SIZE)
     for level, (grid, stride) in enumerate(zip(solo.GRIDS, solo.STRIDES)):
-        owner = solo.assign_cells(objects, level, batch=2)
-        small = solo.shrink_masks(objects.masks, stride // 2)
+        owner = solo_targets.assign_cells(objects, level, batch=2)
+        small = objects.masks[stride // 2]
         for i in range(2):
             name = f"solo.targets.{i}.{level}"
             cells = (owner[i] >= 0).nonzero()[:, 0]
@@ -108,7 +108,10 @@ def test_losses_of_synthetic_outputs(case, monkeypatch):
         masks.append(recorded.synthetic(f"solo.mask.{level}", (2, grid**2, *size), 2.0))
         logits.append(recorded.synthetic(f"solo.cls.{level}", (2, 80, grid, grid), 1.5, -3.0))
     monkeypatch.setattr(detector.mask_head, "forward", lambda maps: (masks, logits))
-    monkeypatch.setattr(detector.mask_head, "masks", lambda level, features, image, cell: features[image, cell])
+    images = torch.arange(2)[:, None]
+    monkeypatch.setattr(
+        detector.mask_head, "masks", lambda level, features, cells, rows: features[images, cells].flatten(0, 1)[rows]
+    )
     losses = detector.losses(pyramid.maps, recorded.targets())
     assert {k: v.item() for k, v in losses.items()} == pytest.approx(stored["synth.losses"], rel=1e-5)
 
@@ -209,13 +212,13 @@ def test_masks_shrink_as_opencv_shrinks_them(factor):
     masks = (draw.random((30, 96, 128)) < draw.random((30, 1, 1))).astype(np.uint8)
     size = (128 // factor, 96 // factor)
     expected = np.stack([cv2.resize(mask, size, interpolation=cv2.INTER_LINEAR) for mask in masks])
-    np.testing.assert_array_equal(solo.shrink_masks(torch.from_numpy(masks), factor), expected)
+    np.testing.assert_array_equal(solo_targets.shrink_masks(torch.from_numpy(masks), factor), expected)
 
 
 def test_later_objects_take_the_cells_of_earlier_ones():
     box = [20, 20, 80, 80]
-    objects = solo.gather_objects([target([box], [0]), target([box, box], [0, 1])], (128, 128))
-    owner = solo.assign_cells(objects, 0, batch=2)
+    objects = solo_targets.gather_objects([target([box], [0]), target([box, box], [0, 1])], (128, 128))
+    owner = solo_targets.assign_cells(objects, 0, batch=2)
     assert set(owner[0].tolist()) == {-1, 0}
     assert set(owner[1].tolist()) == {-1, 2}
 
@@ -224,28 +227,58 @@ def test_objects_go_to_the_levels_of_their_size():
     sizes = [8, 60, 110, 250, 390]
     levels = [[0], [0, 1], [1, 2], [2, 3], [3, 4]]
     for size, expected in zip(sizes, levels):
-        objects = solo.gather_objects([target([[0, 0, size, size]], [0], (416, 416))], (416, 416))
-        assert [i for i in range(5) if (solo.assign_cells(objects, i, batch=1) >= 0).any()] == expected
+        objects = solo_targets.gather_objects([target([[0, 0, size, size]], [0], (416, 416))], (416, 416))
+        assert [i for i in range(5) if (solo_targets.assign_cells(objects, i, batch=1) >= 0).any()] == expected
 
 
 def test_an_empty_mask_takes_no_cell():
     hidden = target([[20, 20, 80, 80]], [0])
     hidden.masks.zero_()
-    objects = solo.gather_objects([hidden], (128, 128))
-    assert all((solo.assign_cells(objects, level, batch=1) == -1).all() for level in range(5))
+    objects = solo_targets.gather_objects([hidden], (128, 128))
+    assert all((solo_targets.assign_cells(objects, level, batch=1) == -1).all() for level in range(5))
 
 
 def test_masks_of_smaller_images_are_padded_to_the_batch():
     small = target([[20, 20, 80, 80]], [0], (100, 90))
     large = target([[20, 20, 80, 80]], [0], (128, 128))
-    objects = solo.gather_objects([small, large], (128, 128))
-    assert torch.equal(objects.masks[0], objects.masks[1])
+    objects = solo_targets.gather_objects([small, large], (128, 128))
+    assert all(torch.equal(masks[0], masks[1]) and masks.any() for masks in objects.masks.values())
     assert objects.image.tolist() == [0, 1]
 
 
 def test_pasting_in_parts_changes_nothing(monkeypatch):
     masks = torch.rand(5, 16, 24)
-    whole = solo.paste_masks(masks, (60, 90), (120, 200), threshold=0.5)
+    whole = solo.resize_masks(masks, (60, 90), (120, 200), threshold=0.5)
     monkeypatch.setattr(solo, "PASTE_PIXELS", 2 * 120 * 200)
     assert whole.any() and not whole.all()
-    assert torch.equal(whole, solo.paste_masks(masks, (60, 90), (120, 200), threshold=0.5))
+    assert torch.equal(whole, solo.resize_masks(masks, (60, 90), (120, 200), threshold=0.5))
+
+
+def test_masks_in_blocks_change_neither_losses_nor_gradients(monkeypatch):
+    torch.manual_seed(0)
+    detector = tiny()
+    with torch.no_grad():
+        maps = detector.pyramid(torch.randn(2, 3, 128, 128)).maps
+    boxes = [[8, 8, 40, 40], [60, 20, 100, 80], [20, 70, 50, 110], [80, 90, 120, 120]]
+    targets = [target(boxes, [0, 1, 2, 0]), target(boxes[1:2], [2], (100, 110))]
+    results = []
+    for _ in range(2):
+        detector.zero_grad()
+        losses = detector.losses(maps, targets)
+        sum(losses.values()).backward()
+        gradients = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
+        results.append((losses, gradients))
+        monkeypatch.setattr(solo_targets, "PIXELS_PER_BLOCK", 2 * 128 * 128)
+        monkeypatch.setattr(solo, "NUMBERS_PER_BLOCK", 3 * 16 * 16)
+    for whole, parts in zip(*results):
+        torch.testing.assert_close(parts, whole)
+
+
+def test_positive_cells_come_in_blocks_and_in_order():
+    owner = torch.full((2, 9), -1)
+    owner[0, [1, 4, 8]], owner[1, 2] = torch.tensor([5, 6, 7]), 9
+    first, second = solo_targets.cell_blocks(owner, [3, 1], longest=2)
+    assert first.cells.flatten()[first.rows].tolist() == [1, 4, 2] and first.owners.tolist() == [5, 6, 9]
+    assert second.cells.flatten()[second.rows].tolist() == [8] and second.owners.tolist() == [7]
+    (nothing,) = solo_targets.cell_blocks(torch.full((2, 9), -1), [0, 0], longest=2)
+    assert nothing.cells.shape == (2, 0) and len(nothing.rows) == len(nothing.owners) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ import recorded
 from mgdet import Detector, build_detector
 from mgdet.detectors import cascade_mask_rcnn
 from mgdet.layers import roi_head
+from mgdet.layers.padding import PaddedTargets, image_limits
 from mgdet.layers.roi import join_rois, pool_rois, roi_levels
+from mgdet.layers.rpn import Proposals
+from mgdet.layers.sampling import NO_LABEL, RoISample
 
 LEVEL_SIZES = [(48, 64), (24, 32), (12, 16), (6, 8), (3, 4)]
 
@@ -69,17 +73,48 @@ def first_candidates(monkeypatch):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Every sample of regions that the heads draw, in order."""
+    """Every image's sample of regions that the heads draw, in order, as the record counts them."""
     found = []
     for module in (roi_head, cascade_mask_rcnn):
         original = module.sample_rois
 
-        def spy(*args, original=original, **options):
-            found.append(original(*args, **options))
-            return found[-1]
+        def spy(proposals, usable, targets, original=original, **options):
+            sample = original(proposals, usable, targets, **options)
+            found.extend(unpadded(sample, torch.cat([targets.exists, usable], dim=1)))
+            return sample
 
         monkeypatch.setattr(module, "sample_rois", spy)
     return found
+
+
+class Sample(NamedTuple):
+    """What the record says about one image's sample: rows among the objects and proposals that there are."""
+
+    positive: Tensor
+    negative: Tensor
+    objects: Tensor
+
+
+def unpadded(sample: RoISample, present: Tensor) -> list[Sample]:
+    """The samples of each image without padding; `present` (B, N + P) says which candidates are none."""
+    places = present.cumsum(dim=1) - 1
+    found = []
+    for i, num in enumerate(sample.num_positive.tolist()):
+        counted = sample.labels[i] != NO_LABEL
+        assert present[i, sample.rows[i, counted]].all() and counted[: counted.sum()].all()
+        rows = places[i, sample.rows[i, counted]]
+        found.append(Sample(rows[:num], rows[num:], sample.objects[i, :num]))
+    return found
+
+
+def objects() -> PaddedTargets:
+    return PaddedTargets.of(recorded.targets())
+
+
+def proposals() -> Proposals:
+    """The recorded fixed proposals."""
+    boxes = torch.stack(recorded.proposals())
+    return Proposals(boxes, torch.ones_like(boxes[..., 0]), torch.ones_like(boxes[..., 0], dtype=torch.bool))
 
 
 def test_keys_and_shapes(case):
@@ -143,7 +178,7 @@ def test_losses_gradients_and_samples(case, drawn):
 
 def test_heads_on_fixed_proposals(case, pyramid, drawn):
     case.detector.zero_grad()
-    losses = case.detector.roi_head.losses(pyramid.maps, recorded.proposals(), recorded.targets(), rois_per_image=512)
+    losses = case.detector.roi_head.losses(pyramid.maps, proposals(), objects(), rois_per_image=512)
     assert_losses(losses, case.stored["fixedprop.losses"])
     sum(losses.values()).backward()
     norms = case.stored["fixedprop.grad_norms"]
@@ -153,20 +188,19 @@ def test_heads_on_fixed_proposals(case, pyramid, drawn):
 
 def test_heads_on_synthetic_maps(case):
     with torch.no_grad():
-        losses = case.detector.roi_head.losses(
-            recorded.feature_maps(), recorded.proposals(), recorded.targets(), rois_per_image=512
-        )
+        losses = case.detector.roi_head.losses(recorded.feature_maps(), proposals(), objects(), rois_per_image=512)
     assert_losses(losses, case.stored["synth.roi.losses"])
 
 
 def test_samples_of_anchors(case):
-    anchors = torch.cat(case.detector.rpn_head.anchors.boxes(LEVEL_SIZES, torch.device("cpu")))
+    anchors = torch.cat(case.detector.rpn_head.anchors.boxes(LEVEL_SIZES))
+    drawn = case.detector.rpn_head.assign(anchors, LEVEL_SIZES, objects())
     for i, target in enumerate(recorded.targets()):
         height, width = target.size
         inside = (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 2] < width) & (anchors[:, 3] < height)
         candidates = inside.nonzero()[:, 0] if case.detector.rpn_head.inside_only else torch.arange(len(anchors))
         assert len(candidates) == case.stored["train.sampling"][i]["n_candidates"]
-        positive, negative, boxes = case.detector.rpn_head.assign(anchors, LEVEL_SIZES, target)
+        positive, negative, boxes = (part[i] for part in drawn)
         np.testing.assert_array_equal(positive.nonzero()[:, 0], candidates[case.samples[f"sampling.{i}.pos"]])
         np.testing.assert_array_equal(negative.nonzero()[:, 0], candidates[case.samples[f"sampling.{i}.neg"]])
         np.testing.assert_array_equal(boxes[positive], target.boxes[case.samples[f"sampling.{i}.pos_gt"]])
@@ -184,7 +218,7 @@ def test_proposals(case, pyramid):
 def test_proposal_losses_and_boxes_from_synthetic_outputs(case):
     logits = [recorded.synthetic(f"rpn.cls.{i}", (2, 3, *size), 1.5) for i, size in enumerate(LEVEL_SIZES)]
     deltas = [recorded.synthetic(f"rpn.reg.{i}", (2, 12, *size), 0.3) for i, size in enumerate(LEVEL_SIZES)]
-    assert_losses(case.detector.rpn_head.losses(logits, deltas, recorded.targets()), case.stored["synth.rpn.losses"])
+    assert_losses(case.detector.rpn_head.losses(logits, deltas, objects()), case.stored["synth.rpn.losses"])
     for name, before, after in [("train", 2000, case.kept_in_training), ("test", 1000, 1000)]:
         for i, rows in enumerate(propose(case, (logits, deltas), before, after)):
             assert len(rows) == case.stored[f"synth.rpn.{name}_proposals.{i}.n"]
@@ -202,8 +236,7 @@ def test_detections(case, pyramid, monkeypatch):
 
 def test_detections_on_synthetic_maps(case, monkeypatch):
     monkeypatch.setattr(case.detector, "score_threshold", 0.02)
-    proposals = recorded.proposals()
-    monkeypatch.setattr(case.detector.rpn_head, "proposals", lambda *_, **__: (proposals, None))
+    monkeypatch.setattr(case.detector.rpn_head, "proposals", lambda *_, **__: proposals())
     with torch.no_grad():
         found = case.detector.detect(recorded.feature_maps(), recorded.IMAGE_SIZES)
     for i, detections in enumerate(found):
@@ -213,10 +246,9 @@ def test_detections_on_synthetic_maps(case, monkeypatch):
 
 def propose(case: Case, outputs: tuple[list[Tensor], list[Tensor]], before: int, after: int) -> list[Tensor]:
     """For each image (N, 5): boxes and scores."""
-    boxes, scores = case.detector.rpn_head.proposals(
-        *outputs, recorded.IMAGE_SIZES, candidates_per_level=before, limit=after
-    )
-    return [torch.cat([own, score[:, None]], dim=1) for own, score in zip(boxes, scores)]
+    limits = image_limits(recorded.IMAGE_SIZES, torch.device("cpu"))
+    found = case.detector.rpn_head.proposals(*outputs, limits, candidates_per_level=before, limit=after)
+    return [torch.cat([own, score[:, None]], dim=1)[usable] for own, score, usable in zip(*found)]
 
 
 def assert_losses(parts: dict[str, Tensor], expected: dict[str, float | list[float]]) -> None:
@@ -226,12 +258,11 @@ def assert_losses(parts: dict[str, Tensor], expected: dict[str, float | list[flo
         np.testing.assert_allclose(parts[name].detach().numpy(), value, rtol=1e-5, atol=1e-9, err_msg=name)
 
 
-def assert_region_samples(drawn: list, samples: dict[str, np.ndarray], prefix: str, first: int) -> None:
+def assert_region_samples(drawn: list[Sample], samples: dict[str, np.ndarray], prefix: str, first: int) -> None:
     assert f"{prefix}.{first + len(drawn)}.pos" not in samples and drawn
     for i, sample in enumerate(drawn, start=first):
-        count = len(sample.objects)
-        np.testing.assert_array_equal(sample.rows[:count], samples[f"{prefix}.{i}.pos"])
-        np.testing.assert_array_equal(sample.rows[count:], samples[f"{prefix}.{i}.neg"])
+        np.testing.assert_array_equal(sample.positive, samples[f"{prefix}.{i}.pos"])
+        np.testing.assert_array_equal(sample.negative, samples[f"{prefix}.{i}.neg"])
         np.testing.assert_array_equal(sample.objects, samples[f"{prefix}.{i}.pos_gt"])
 
 

@@ -7,6 +7,8 @@ import torch
 
 import recorded
 from mgdet import Detector, Target, build_detector
+from mgdet.layers.padding import PaddedTargets
+from mgdet.layers.rpn import Proposals
 
 NAMES = ["faster_rcnn", "mask_rcnn", "cascade_mask_rcnn"]
 
@@ -43,8 +45,8 @@ def test_every_parameter_that_trains_gets_a_finite_gradient(detector, filled):
 
 
 def test_the_first_stage_without_any_proposal_still_trains(detector, monkeypatch):
-    nothing = [torch.zeros(0, 4), torch.zeros(0, 4)]
-    monkeypatch.setattr(detector.rpn_head, "proposals", lambda *_, **__: (nothing, None))
+    nothing = Proposals(torch.zeros(2, 5, 4), torch.full((2, 5), -1.0), torch.zeros(2, 5, dtype=torch.bool))
+    monkeypatch.setattr(detector.rpn_head, "proposals", lambda *_, **__: nothing)
     maps = detector.pyramid(torch.randn(2, 3, 128, 128)).maps
     for targets in ([empty(), empty()], [one_object(), empty()]):
         losses = detector.losses(maps, targets)
@@ -78,10 +80,10 @@ def test_scales_bring_detections_back_to_the_image_file(detector):
 def test_anchors_beyond_an_images_own_padding_are_not_sampled():
     head = build_detector("faster_rcnn", backbone="resnet10t", channels=32, num_classes=3).rpn_head
     sizes = [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]
-    anchors = torch.cat(head.anchors.boxes(sizes, torch.device("cpu")))
+    anchors = torch.cat(head.anchors.boxes(sizes))
     target = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), size=(60, 60), padded=(64, 64))
-    positive, negative, _ = head.assign(anchors, sizes, target)
-    centres = (anchors[negative, :2] + anchors[negative, 2:]) / 2
+    positive, negative, _ = head.assign(anchors, sizes, PaddedTargets.of([target]))
+    centres = (anchors[negative[0], :2] + anchors[negative[0], 2:]) / 2
     assert not positive.any() and len(centres) == 256
     assert (centres < 64).all()
 
@@ -89,9 +91,9 @@ def test_anchors_beyond_an_images_own_padding_are_not_sampled():
 def test_an_object_no_anchor_reaches_from_inside_takes_none():
     head = build_detector("cascade_mask_rcnn", backbone="resnet10t", channels=32, num_classes=3).rpn_head
     sizes = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
-    anchors = torch.cat(head.anchors.boxes(sizes, torch.device("cpu")))
+    anchors = torch.cat(head.anchors.boxes(sizes))
     target = Target(torch.tensor([[0.0, 0.0, 30.0, 30.0]]), torch.tensor([0]), size=(20, 32))
-    positive, negative, _ = head.assign(anchors, sizes, target)
+    positive, negative, _ = head.assign(anchors, sizes, PaddedTargets.of([target]))
     assert not positive.any() and not negative.any()
 
 

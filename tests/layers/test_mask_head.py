@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgdet import Target
+from mgdet.layers import mask_head
 from mgdet.layers.mask_head import crop_masks, paste_masks
 
 
@@ -21,19 +21,29 @@ def square(size: int, low: int, high: int) -> torch.Tensor:
 
 def test_a_mask_is_cut_from_its_own_object():
     masks = torch.stack([square(64, 0, 32), square(64, 32, 64)])
-    target = Target(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64), masks, size=(64, 64))
     boxes = torch.tensor([[0.0, 0.0, 64.0, 64.0], [0.0, 0.0, 64.0, 64.0], [32.0, 32.0, 60.0, 60.0]])
-    cut = crop_masks(target, boxes, torch.tensor([0, 1, 1]))
+    cut = crop_masks([masks[:0], masks], [boxes[:0], boxes], [torch.zeros(0).long(), torch.tensor([0, 1, 1])])
     assert cut.shape == (3, 28, 28) and cut.dtype == torch.bool
     assert cut[0, :14, :14].all() and cut[0].sum() == 14 * 14
     assert cut[1, 14:, 14:].all() and cut[1].sum() == 14 * 14
     assert cut[2].all()
 
 
+def test_cutting_in_parts_changes_nothing(monkeypatch):
+    torch.manual_seed(0)
+    masks = (torch.rand(7, 64, 48) < 0.5).byte()
+    corners = torch.rand(40, 2) * 30
+    boxes = torch.cat([corners, corners + 1 + torch.rand(40, 2) * 30], dim=1)
+    objects = torch.randint(0, 7, (40,))
+    whole = crop_masks([masks], [boxes], [objects])
+    monkeypatch.setattr(mask_head, "PIXELS_PER_BLOCK", 2 * 64 * 48)
+    assert whole.any() and not whole.all()
+    assert torch.equal(whole, crop_masks([masks], [boxes], [objects]))
+
+
 def test_a_target_without_masks_is_refused():
-    target = Target(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64), size=(64, 64))
     with pytest.raises(ValueError, match="has none"):
-        crop_masks(target, torch.zeros(1, 4), torch.tensor([0]))
+        crop_masks([None], [torch.zeros(1, 4)], [torch.tensor([0])])
 
 
 def test_a_full_mask_fills_its_box_and_nothing_else():

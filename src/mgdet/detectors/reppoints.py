@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgdet.detectors.base import Detector
-from mgdet.layers.anchors import AnchorGrid
-from mgdet.layers.boxes import clip, pairwise_iou
+from mgdet.layers.anchors import AnchorGrid, level_sizes
+from mgdet.layers.boxes import clip
 from mgdet.layers.conv import ConvBlock, head_std, init_bias, init_normal
 from mgdet.layers.dcn import convolve_at
 from mgdet.layers.fpn import FPN
 from mgdet.layers.losses import sigmoid_focal_sum
-from mgdet.layers.matching import IGNORED, NEGATIVE, match_by_iou
-from mgdet.layers.postprocess import class_nms, top_pairs
+from mgdet.layers.matching import match_by_iou
+from mgdet.layers.padding import IGNORED, NEGATIVE, PaddedTargets, image_limits
+from mgdet.layers.postprocess import dense_detections
 from mgdet.structures import Detections, Target
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -118,13 +119,12 @@ class RepPoints(Detector):
         to the second stage.
         """
         logits, first, refined = self._outputs(maps, outputs)
-        sizes = _sizes(maps)
-        origins = self.origins.boxes(sizes, maps[0].device)
-        proposals = torch.cat(first, dim=1).detach()
-        matches = [self._match(origins, boxes, sizes, target) for boxes, target in zip(proposals, targets)]
-        first_match, second_match = (torch.stack(column) for column in zip(*matches))
-        labels, second_wanted = self._wanted(second_match, targets)
-        _, first_wanted = self._wanted(first_match, targets)
+        sizes = level_sizes(maps)
+        origins = self.origins.boxes(sizes)
+        objects = PaddedTargets.of(targets)
+        first_match, second_match = self._match(origins, torch.cat(first, dim=1).detach(), sizes, objects)
+        labels = objects.labels_of(second_match, background=self.num_classes)
+        first_wanted, second_wanted = objects.boxes_of(first_match), objects.boxes_of(second_match)
         spans = [len(points) for points in origins]
         cls_parts = [
             sigmoid_focal_sum(level.flatten(0, 1), wanted.flatten())
@@ -144,25 +144,25 @@ class RepPoints(Detector):
     ) -> list[Detections]:
         """See `Detector.detect`."""
         logits, _, refined = self._outputs(maps)
-        results = []
-        for i, size in enumerate(sizes):
-            candidates = []
-            for level_logits, level_boxes in zip(logits, refined):
-                scores, cells, labels = top_pairs(
-                    level_logits[i].sigmoid(), threshold=self.score_threshold, limit=self.candidates_per_level
-                )
-                candidates.append((clip(level_boxes[i][cells], size), scores, labels))
-            boxes, scores, labels = (torch.cat(column) for column in zip(*candidates))
-            if scales is not None:
-                boxes = boxes / boxes.new_tensor(scales[i] * 2)
-            keep = class_nms(boxes, scores, labels, threshold=self.nms_threshold, limit=self.max_detections)
-            results.append(Detections(boxes[keep], scores[keep], labels[keep]))
-        return results
+
+        def box(level: int, image: int, cells: Tensor, limits: Tensor) -> Tensor:
+            return clip(refined[level][image][cells], limits)
+
+        return dense_detections(
+            [level.sigmoid() for level in logits],
+            box,
+            image_limits(sizes, maps[0].device),
+            scales,
+            score_threshold=self.score_threshold,
+            nms_threshold=self.nms_threshold,
+            candidates=self.candidates_per_level,
+            limit=self.max_detections,
+        )
 
     def _outputs(self, maps: list[Tensor], outputs: Any = None) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """By level: logits (B, H_l * W_l, num_classes), first and refined boxes (B, H_l * W_l, 4) in pixels."""
         logits, first, refined = self.head(maps) if outputs is None else outputs
-        origins = self.origins.boxes(_sizes(maps), maps[0].device)
+        origins = self.origins.boxes(level_sizes(maps))
         return (
             [level.flatten(2).mT for level in logits],
             [o + s * self.bbox_head.boxes(level.flatten(2).mT) for o, s, level in zip(origins, STRIDES, first)],
@@ -171,38 +171,20 @@ class RepPoints(Detector):
 
     @torch.no_grad()
     def _match(
-        self, origins: list[Tensor], proposals: Tensor, sizes: list[tuple[int, int]], target: Target
+        self, origins: list[Tensor], proposals: Tensor, sizes: list[tuple[int, int]], targets: PaddedTargets
     ) -> tuple[Tensor, Tensor]:
-        """The object of each cell of one image in both stages, (A,) int64 each; `NEGATIVE` or `IGNORED` for none.
+        """The object of each cell in both stages, (B, A) int64 each; `NEGATIVE` or `IGNORED` for none.
 
         Args:
             origins: of each level, (H_l * W_l, 4).
-            proposals: (A, 4) xyxy, the first stage's boxes.
+            proposals: (B, A, 4) xyxy, the first stage's boxes.
             sizes: cells (H_l, W_l) of each level.
-            target: boxes in pixels of the batch image.
+            targets: boxes in pixels of the batch images.
         """
-        boxes = target.boxes.float()
-        distance = _distances(origins, boxes)
-        iou = pairwise_iou(proposals, boxes)
-        if target.padded is None:
-            return _match_nearest(distance), _match_overlap(iou)
-        valid = torch.cat(self.origins.valid(sizes, target.padded, boxes.device))
-        first = _match_nearest(torch.where(valid[:, None], distance, torch.inf))
-        second = _match_overlap(torch.where(valid[:, None], iou, -1.0))
+        valid = self.origins.valid(sizes, targets.padded)
+        first = _match_nearest(*_nearest_cells(origins, targets, valid), valid.shape[1])
+        second = match_by_iou(targets, proposals, allowed=valid, positive=0.5, negative=0.4, min_positive=0.0)
         return first, torch.where(valid, second, IGNORED)
-
-    def _wanted(self, match: Tensor, targets: list[Target]) -> tuple[Tensor, Tensor]:
-        """For matches (B, A): labels (B, A), num_classes is background and -1 not counted, and boxes (B, A, 4)."""
-        labels, boxes = [], []
-        for row, target in zip(match.clamp(min=NEGATIVE) + 1, targets):
-            # Row 0 stands for "no object": background, with a box that no loss reads.
-            labels.append(torch.cat([target.labels.new_tensor([self.num_classes]), target.labels])[row])
-            boxes.append(torch.cat([target.boxes.new_zeros(1, 4), target.boxes]).float()[row])
-        return torch.where(match == IGNORED, -1, torch.stack(labels)), torch.stack(boxes)
-
-
-def _sizes(maps: list[Tensor]) -> list[tuple[int, int]]:
-    return [(level.shape[-2], level.shape[-1]) for level in maps]
 
 
 def _scale_gradient(x: Tensor, factor: float) -> Tensor:
@@ -210,41 +192,46 @@ def _scale_gradient(x: Tensor, factor: float) -> Tensor:
     return factor * x + (1 - factor) * x.detach()
 
 
-def _distances(origins: list[Tensor], boxes: Tensor) -> Tensor:
-    """Distance (A, N) of each cell to the centre of each box, in the box's edges; infinite off the box's own level.
+def _nearest_cells(origins: list[Tensor], targets: PaddedTargets, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest cell (B, N) of each object on its own level, and how far it is from the box's centre, (B, N).
 
-    The level's stride is the box's size (the geometric mean of its edges) / 4, rounded down to a power of two.
+    Distances are in the box's edges. The stride of the object's level is the box's size (the geometric mean of its
+    edges) / 4, rounded down to a power of two. Where no cell of it is `valid` (B, A) the distance is infinite.
     """
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    extent = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-6)
-    level_of_box = (torch.log2(extent / BASE_SCALE).sum(dim=1) / 2).int() - int(math.log2(STRIDES[0]))
-    level_of_box = level_of_box.clamp(0, len(STRIDES) - 1)
-    parts = []
-    for level, points in enumerate(origins):
-        distance = ((points[:, None, :2] - centre) / extent).norm(dim=2)
-        parts.append(torch.where(level_of_box == level, distance, torch.inf))
-    return torch.cat(parts)
+    points = torch.cat(origins)[:, :2]
+    levels = torch.cat([torch.full_like(own[:, 0], i) for i, own in enumerate(origins)])
+    cells, distances = [], []
+    for _, boxes, exists in targets.blocks(len(points)):
+        centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+        extent = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-6)
+        level = (torch.log2(extent / BASE_SCALE).sum(dim=2) / 2).int() - int(math.log2(STRIDES[0]))
+        level = level.clamp(0, len(STRIDES) - 1)
+        x, y = (((points[:, axis] - centre[..., axis, None]) / extent[..., axis, None]).square_() for axis in range(2))
+        distance = x.add_(y).sqrt_()
+        own = (levels == level[..., None]) & valid[:, None] & exists[..., None]
+        nearest = distance.masked_fill_(~own, torch.inf).min(dim=2)
+        cells.append(nearest.indices)
+        distances.append(nearest.values)
+    return torch.cat(cells, dim=1), torch.cat(distances, dim=1)
 
 
-def _match_nearest(distance: Tensor) -> Tensor:
+def _match_nearest(cells: Tensor, distances: Tensor, num_cells: int) -> Tensor:
     """Gives each object its nearest cell; of several objects at one cell the nearest keeps it, the first of equals.
 
     Args:
-        distance: (A, N).
+        cells: (B, N) int64, the nearest cell of each object.
+        distances: (B, N), infinite where an object has none.
+        num_cells: A.
 
     Returns:
-        (A,) int64: index of the object, or `NEGATIVE`.
+        (B, A) int64: index of the object, or `NEGATIVE`.
     """
-    if distance.shape[1] == 0:
-        return torch.full(distance.shape[:1], NEGATIVE, dtype=torch.int64, device=distance.device)
-    nearest = distance.argmin(dim=0, keepdim=True)
-    claims = torch.full_like(distance, torch.inf).scatter(0, nearest, distance.gather(0, nearest))
-    return torch.where(claims.isfinite().any(dim=1), claims.argmin(dim=1), NEGATIVE)
-
-
-def _match_overlap(iou: Tensor) -> Tensor:
-    """The second stage's rule for overlaps (A, N)."""
-    return match_by_iou(iou, positive=0.5, negative=0.4, min_positive=0.0)
+    batch, num = cells.shape
+    least = distances.new_full((batch, num_cells), torch.inf).scatter_reduce(1, cells, distances, "amin")
+    winner = distances.isfinite() & (distances == least.gather(1, cells))
+    number = torch.where(winner, torch.arange(num, device=cells.device), num)
+    match = torch.full_like(least, num, dtype=torch.int64).scatter_reduce(1, cells, number, "amin")
+    return torch.where(match < num, match, NEGATIVE)
 
 
 def _count(match: Tensor) -> Tensor:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from mgdet.detectors.base import Detector
-from mgdet.layers.anchors import AnchorGrid
-from mgdet.layers.boxes import decode, encode, pairwise_iou
+from mgdet.layers.anchors import AnchorGrid, level_sizes
+from mgdet.layers.boxes import decode, encode
 from mgdet.layers.conv import ConvBlock, head_std, init_bias, init_normal
 from mgdet.layers.fpn import FPN
 from mgdet.layers.losses import sigmoid_focal_sum
-from mgdet.layers.matching import IGNORED, match_by_iou
-from mgdet.layers.postprocess import class_nms, top_pairs
+from mgdet.layers.matching import match_by_iou
+from mgdet.layers.padding import IGNORED, PaddedTargets, image_limits
+from mgdet.layers.postprocess import dense_detections
 from mgdet.structures import Detections, Target
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -79,11 +80,9 @@ class RetinaNet(Detector):
         Both are divided by the number of positive anchors, counted at least 1 in every image.
         """
         logits, deltas = self._flat_outputs(maps, outputs)
-        sizes = [(level.shape[-2], level.shape[-1]) for level in maps]
-        level_anchors = self.anchors.boxes(sizes, maps[0].device)
-        anchors = torch.cat(level_anchors)
-        assigned = [self._assign(anchors, sizes, target) for target in targets]
-        labels, boxes = (torch.stack(column) for column in zip(*assigned))
+        sizes = level_sizes(maps)
+        level_anchors = self.anchors.boxes(sizes)
+        labels, boxes = self._assign(torch.cat(level_anchors), sizes, PaddedTargets.of(targets))
         positive = (labels >= 0) & (labels < self.num_classes)
         num_positive = positive.sum(dim=1).clamp(min=1).sum()
         cls_parts, bbox_parts, start = [], [], 0
@@ -107,22 +106,21 @@ class RetinaNet(Detector):
     ) -> list[Detections]:
         """See `Detector.detect`."""
         logits, deltas = self._flat_outputs(maps)
-        anchors = self.anchors.boxes([(level.shape[-2], level.shape[-1]) for level in maps], maps[0].device)
-        results = []
-        for i, size in enumerate(sizes):
-            candidates = []
-            for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors):
-                scores, cells, labels = top_pairs(
-                    level_logits[i].sigmoid(), threshold=self.score_threshold, limit=self.candidates_per_level
-                )
-                boxes = decode(level_anchors[cells], level_deltas[i][cells], size)
-                candidates.append((boxes, scores, labels))
-            boxes, scores, labels = (torch.cat(column) for column in zip(*candidates))
-            if scales is not None:
-                boxes = boxes / boxes.new_tensor(scales[i] * 2)
-            keep = class_nms(boxes, scores, labels, threshold=self.nms_threshold, limit=self.max_detections)
-            results.append(Detections(boxes[keep], scores[keep], labels[keep]))
-        return results
+        anchors = self.anchors.boxes(level_sizes(maps))
+
+        def box(level: int, image: int, cells: Tensor, limits: Tensor) -> Tensor:
+            return decode(anchors[level][cells], deltas[level][image][cells], limits)
+
+        return dense_detections(
+            [level.sigmoid() for level in logits],
+            box,
+            image_limits(sizes, maps[0].device),
+            scales,
+            score_threshold=self.score_threshold,
+            nms_threshold=self.nms_threshold,
+            candidates=self.candidates_per_level,
+            limit=self.max_detections,
+        )
 
     def _flat_outputs(self, maps: list[Tensor], outputs: Any = None) -> tuple[list[Tensor], list[Tensor]]:
         """The head's outputs in float32 by anchor: logits (B, H_l * W_l * A, num_classes), deltas (B, ..., 4)."""
@@ -134,17 +132,10 @@ class RetinaNet(Detector):
         )
 
     @torch.no_grad()
-    def _assign(self, anchors: Tensor, sizes: list[tuple[int, int]], target: Target) -> tuple[Tensor, Tensor]:
-        """For one image: the label of each anchor (num_classes is background, -1 not counted) and the box it wants."""
-        iou = pairwise_iou(anchors, target.boxes.float())
-        valid = torch.ones_like(anchors[:, 0], dtype=torch.bool)
-        if target.padded is not None:
-            valid = torch.cat(self.anchors.valid(sizes, target.padded, anchors.device))
-            iou = torch.where(valid[:, None], iou, -1.0)  # an object's best anchor is one that counts
-        match = match_by_iou(iou, positive=0.5, negative=0.4, min_positive=0.0)
+    def _assign(self, anchors: Tensor, sizes: list[tuple[int, int]], targets: PaddedTargets) -> tuple[Tensor, Tensor]:
+        """The label (B, A) of each anchor, num_classes is background and -1 not counted, and the box (B, A, 4)."""
+        valid = self.anchors.valid(sizes, targets.padded)
+        # An object's best anchor is one that counts.
+        match = match_by_iou(targets, anchors, allowed=valid, positive=0.5, negative=0.4, min_positive=0.0)
         match = torch.where(valid, match, IGNORED)
-        # Row 0 stands for "no object": background, with a box that no loss reads.
-        labels = torch.cat([target.labels.new_tensor([self.num_classes]), target.labels])
-        boxes = torch.cat([target.boxes.new_tensor([[0.0, 0.0, 1.0, 1.0]]), target.boxes]).float()
-        row = match.clamp(min=-1) + 1
-        return torch.where(match == IGNORED, -1, labels[row]), boxes[row]
+        return targets.labels_of(match, background=self.num_classes), targets.boxes_of(match)

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mgdet.detectors.base import Detector
+from mgdet.detectors.solo_targets import GRIDS, STRIDES, Cells, Objects, assign_cells, cell_blocks, gather_objects
 from mgdet.layers.conv import ConvBlock, head_std, init_bias, init_normal
 from mgdet.layers.fpn import FPN
+from mgdet.layers.host import to_host
 from mgdet.layers.losses import sigmoid_focal_sum
 from mgdet.layers.matrix_nms import matrix_nms
 from mgdet.structures import Detections, Target
 
-STRIDES = (8, 8, 16, 32, 32)
-GRIDS = (40, 36, 24, 16, 12)
-SIZE_RANGES = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
-CENTER_SHARE = 0.2
 STACKED_CONVS = 7
 MASK_WEIGHT = 3.0
 FINEST = 4
+"""Stride of the finest level's masks."""
+NUMBERS_PER_BLOCK = 2**20
+"""How many numbers of an image's masks are drawn at a time; 16 MiB once they are upsampled."""
 PASTE_PIXELS = 2**26
 
 
@@ -63,8 +65,8 @@ class SOLOHead(nn.Module):
             logits.append(self.conv_cls(cls))
         return features, logits
 
-    def masks(self, level: int, features: Tensor, image: Tensor, cell: Tensor) -> Tensor:
-        """The masks of P chosen cells of one level.
+    def masks(self, level: int, features: Tensor, cells: Tensor, rows: Tensor) -> Tensor:
+        """The masks of chosen cells of one level.
 
         The original upsamples the features and predicts the masks of all cells. A 1x1 convolution commutes with
         bilinear upsampling, so only the chosen masks are predicted and upsampled.
@@ -72,16 +74,15 @@ class SOLOHead(nn.Module):
         Args:
             level: index of the level.
             features: (B, C, h, w) of that level.
-            image: (P,) int64, index in the batch.
-            cell: (P,) int64, row * G + column in the grid.
+            cells: (B, M) int64, row * G + column in the grid.
+            rows: (P,) int64, which of the B * M cells to take: images may have different numbers of them.
 
         Returns:
             (P, 2h, 2w) float32 logits.
         """
         weight, bias = self.conv_mask_list[level].parameters()
-        cells, column = cell.unique(return_inverse=True)
-        logits = weight[cells].flatten(1) @ features.flatten(2) + bias[cells, None]
-        chosen = logits[image, column].float().unflatten(1, features.shape[-2:])
+        logits = weight[cells].flatten(2) @ features.flatten(2) + bias[cells, None]
+        chosen = logits.flatten(0, 1)[rows].float().unflatten(1, features.shape[-2:])
         return F.interpolate(chosen[:, None], scale_factor=2, mode="bilinear")[:, 0]
 
 
@@ -94,103 +95,6 @@ def coordinates(level: Tensor) -> Tensor:
     return torch.stack([x, y]).expand(batch, -1, -1, -1)
 
 
-class Objects(NamedTuple):
-    """The N objects of a whole batch.
-
-    image: (N,) int64, index in the batch.
-    labels: (N,) int64.
-    masks: (N, H, W) uint8, H x W the batch images' size.
-    extents: (N, 2) float, width and height of the box in pixels.
-    centers: (N, 2) float, x and y of the mask's centre of mass in pixels; meaningless where the mask is empty.
-    visible: (N,) bool, the mask is not empty.
-    """
-
-    image: Tensor
-    labels: Tensor
-    masks: Tensor
-    extents: Tensor
-    centers: Tensor
-    visible: Tensor
-
-
-def gather_objects(targets: list[Target], size: tuple[int, int]) -> Objects:
-    """The objects of all images; `size` is (H, W) of the batch images.
-
-    Raises:
-        ValueError: a target has no masks.
-    """
-    padded = []
-    for target in targets:
-        if target.masks is None:
-            raise ValueError("SOLO learns from masks and a target has none; read the data set with masks=True")
-        height, width = target.masks.shape[-2:]
-        padded.append(F.pad(target.masks, (0, size[1] - width, 0, size[0] - height)))
-    masks = torch.cat(padded)
-    boxes = torch.cat([target.boxes for target in targets]).float()
-    counts = torch.tensor([len(target.labels) for target in targets], device=masks.device)
-    # By default a sum of bytes copies them to eight bytes each.
-    per_row, per_column = masks.sum(dim=2, dtype=torch.int32), masks.sum(dim=1, dtype=torch.int32)
-    area = per_row.sum(dim=1)
-    x = (per_column * torch.arange(size[1], device=masks.device)).sum(dim=1)
-    y = (per_row * torch.arange(size[0], device=masks.device)).sum(dim=1)
-    return Objects(
-        image=torch.arange(len(targets), device=masks.device).repeat_interleave(counts, output_size=len(masks)),
-        labels=torch.cat([target.labels for target in targets]),
-        masks=masks,
-        extents=boxes[:, 2:] - boxes[:, :2],
-        centers=torch.stack([x, y], dim=1) / area.float().clamp(min=1)[:, None],
-        visible=area > 0,
-    )
-
-
-def assign_cells(objects: Objects, level: int, batch: int) -> Tensor:
-    """Which object each cell of one level answers for.
-
-    A level takes the objects whose size, the root of their box's area, is in its range. An object takes the cells that
-    the middle fifth of its box touches when that is centred on its mask, at most one cell around the centre. Later
-    objects win.
-
-    Args:
-        objects: of the whole batch.
-        level: index of the level.
-        batch: B.
-
-    Returns:
-        (B, G * G) int64, index into `objects` or -1.
-    """
-    grid, (low, high) = GRIDS[level], SIZE_RANGES[level]
-    size = objects.extents.prod(dim=1).sqrt()
-    taken = objects.visible & (size >= low) & (size <= high)
-    height, width = objects.masks.shape[-2:]
-    pixels = objects.centers.new_tensor([width, height])
-
-    def cell(points: Tensor) -> Tensor:
-        return torch.div(points / pixels, 1 / grid, rounding_mode="trunc")
-
-    reach = 0.5 * objects.extents * CENTER_SHARE
-    center = cell(objects.centers)
-    first = torch.maximum(cell(objects.centers - reach), center - 1).clamp(min=0)
-    last = torch.minimum(cell(objects.centers + reach), center + 1).clamp(max=grid - 1)
-    index = torch.arange(grid, device=pixels.device)
-    inside = (index >= first[:, :, None]) & (index <= last[:, :, None])
-    cover = (inside[:, 1, :, None] & inside[:, 0, None, :]).flatten(1) & taken[:, None]
-    number = torch.arange(len(taken), device=pixels.device)[:, None]
-    owner = torch.full((batch, grid**2), -1, device=pixels.device)
-    image = objects.image[:, None].expand_as(cover)
-    return owner.scatter_reduce(0, image, torch.where(cover, number, -1), "amax")
-
-
-def shrink_masks(masks: Tensor, factor: int) -> Tensor:
-    """Masks (N, H, W) of zeros and ones at 1 / factor of their size, (N, H / factor, W / factor) bool.
-
-    Bilinear sampling at an even factor averages the four pixels in the middle of every factor x factor block, and
-    OpenCV rounds a half up.
-    """
-    low, high = factor // 2 - 1, factor // 2
-    rows = masks[:, low::factor] + masks[:, high::factor]
-    return rows[:, :, low::factor] + rows[:, :, high::factor] >= 2
-
-
 def dice_losses(masks: Tensor, wanted: Tensor, *, eps: float = 1e-3) -> Tensor:
     """One minus the dice coefficient (arXiv 1606.04797) of probabilities (P, h, w) and bool masks (P, h, w): (P,)."""
     masks, wanted = masks.flatten(1), wanted.flatten(1).to(masks.dtype)
@@ -198,7 +102,7 @@ def dice_losses(masks: Tensor, wanted: Tensor, *, eps: float = 1e-3) -> Tensor:
     return 1 - 2 * shared / (masks.square().sum(dim=1) + wanted.sum(dim=1) + 2 * eps)
 
 
-def paste_masks(masks: Tensor, size: tuple[int, int], out: tuple[int, int], *, threshold: float) -> Tensor:
+def resize_masks(masks: Tensor, size: tuple[int, int], out: tuple[int, int], *, threshold: float) -> Tensor:
     """Brings masks to the size of an image, a few at a time so that large images fit into memory.
 
     Args:
@@ -266,21 +170,39 @@ class SOLO(Detector):
         features, logits = self.head(maps) if outputs is None else outputs
         height, width = maps[0].shape[-2:]
         objects = gather_objects(targets, (FINEST * height, FINEST * width))
-        own_labels = torch.cat([objects.labels, objects.labels.new_tensor([self.num_classes])])
-        dice, labels = [], []
-        for level, stride in enumerate(STRIDES):
-            owner = assign_cells(objects, level, len(targets))
-            labels.append(own_labels[owner].flatten())  # -1 reads the last, background
-            image, cell = (owner >= 0).nonzero(as_tuple=True)
-            masks = self.mask_head.masks(level, features[level], image, cell).sigmoid()
-            wanted = shrink_masks(objects.masks, stride // 2)[owner[image, cell]]
-            dice.append(dice_losses(masks, wanted))
-        num_positive = sum(len(part) for part in dice)
+        owners = [assign_cells(objects, level, len(targets)) for level in range(len(STRIDES))]
+        counts = to_host(torch.stack([(owner >= 0).sum(dim=1) for owner in owners]))
+        num_positive = sum(map(sum, counts))
+        dice = [self._dice(level, features[level], objects, owner, counts[level]) for level, owner in enumerate(owners)]
+        own_labels = F.pad(objects.labels, (0, 1), value=self.num_classes)
+        labels = [own_labels[owner].flatten() for owner in owners]  # -1 reads the last, background
         flat_logits = torch.cat([level.permute(0, 2, 3, 1).flatten(0, 2) for level in logits]).float()
         return {
-            "loss_mask": MASK_WEIGHT * torch.cat(dice).sum() / max(num_positive, 1),
+            "loss_mask": MASK_WEIGHT * torch.stack(dice).sum() / max(num_positive, 1),
             "loss_cls": sigmoid_focal_sum(flat_logits, torch.cat(labels)) / (num_positive + 1),
         }
+
+    def _dice(self, level: int, features: Tensor, objects: Objects, owner: Tensor, counts: list[int]) -> Tensor:
+        """The sum of the dice losses of one level's positive cells, a scalar.
+
+        Args:
+            level: index of the level.
+            features: (B, C, h, w) of the level.
+            objects: of the whole batch.
+            owner: (B, G * G), see `assign_cells`.
+            counts: how many cells of each image are positive.
+        """
+
+        def block_loss(features: Tensor, block: Cells) -> Tensor:
+            masks = self.mask_head.masks(level, features, block.cells, block.rows).sigmoid()
+            return dice_losses(masks, objects.masks[STRIDES[level] // 2][block.owners]).sum()
+
+        blocks = cell_blocks(owner, counts, max(1, NUMBERS_PER_BLOCK // features[0, 0].numel()))
+        if len(blocks) == 1:
+            return block_loss(features, blocks[0])
+        # Many masks at once do not fit: each block is forgotten and drawn again when its gradient is due.
+        losses = [checkpoint(block_loss, features, b, use_reentrant=False, preserve_rng_state=False) for b in blocks]
+        return torch.stack(losses).sum()
 
     def detect(
         self,
@@ -300,7 +222,7 @@ class SOLO(Detector):
             values, order = values[:num], order[:num]
             x, y = (1.0, 1.0) if scales is None else scales[i]
             out = round(height / y), round(width / x)
-            pasted = paste_masks(masks[order], (height, width), out, threshold=self.mask_threshold)
+            pasted = resize_masks(masks[order], (height, width), out, threshold=self.mask_threshold)
             results.append(Detections(mask_boxes(pasted), values, labels[order], pasted))
         return results
 
@@ -324,8 +246,8 @@ class SOLO(Detector):
         parts, num_masks = [], 0
         for level, level_scores in enumerate(scores):
             cell = (level_scores[i] > self.score_threshold).any(dim=1).nonzero()[:, 0]
-            image = torch.zeros_like(cell)
-            masks = self.mask_head.masks(level, features[level][i : i + 1], image, cell).sigmoid()
+            every = torch.arange(len(cell), device=cell.device)
+            masks = self.mask_head.masks(level, features[level][i : i + 1], cell[None], every).sigmoid()
             masks = F.interpolate(masks[:, None], size=finest, mode="bilinear")[:, 0]
             inside = masks > self.mask_threshold
             area = inside.sum(dim=(1, 2))

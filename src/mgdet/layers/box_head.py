@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgdet.layers.boxes import decode, encode
+from mgdet.layers.host import to_device
+from mgdet.layers.padding import PaddedTargets
 from mgdet.layers.postprocess import class_nms, top_pairs
 from mgdet.layers.roi import pool_rois
-from mgdet.layers.sampling import RoISample
-from mgdet.structures import Detections, Target
+from mgdet.layers.sampling import NO_LABEL, RoISample
+from mgdet.structures import Detections
 
 POOL_SIZE = 7
 BOX_STD = (0.1, 0.1, 0.2, 0.2)
@@ -22,10 +24,12 @@ class BoxHead(nn.Module):
     Args:
         channels: width of the pyramid; the layers are four times as wide.
         num_classes: classes without background.
-        class_agnostic: one box a region instead of one for each class.
+        class_agnostic: one box per region instead of one for each class.
         std: what the deltas are divided by in training.
         smooth_l1_beta: where the box loss turns from square to linear; 0 is the plain L1 loss.
     """
+
+    std: Tensor
 
     def __init__(
         self,
@@ -37,7 +41,8 @@ class BoxHead(nn.Module):
         smooth_l1_beta: float = 0.0,
     ):
         super().__init__()
-        self.num_classes, self.std, self.smooth_l1_beta = num_classes, std, smooth_l1_beta
+        self.num_classes, self.smooth_l1_beta = num_classes, smooth_l1_beta
+        self.register_buffer("std", torch.tensor(std), persistent=False)
         width = 4 * channels
         shared = [nn.Linear(channels * POOL_SIZE * POOL_SIZE, width), nn.Linear(width, width)]
         self.shared_fcs = nn.ModuleList(shared)
@@ -65,37 +70,49 @@ class BoxHead(nn.Module):
             x = F.relu(layer(x))
         return self.fc_cls(x).float(), self.fc_reg(x).float().unflatten(1, (-1, 4))
 
-    def losses(
-        self, logits: Tensor, deltas: Tensor, samples: list[RoISample], targets: list[Target]
-    ) -> dict[str, Tensor]:
+    def losses(self, logits: Tensor, deltas: Tensor, sample: RoISample, targets: PaddedTargets) -> dict[str, Tensor]:
         """Cross entropy `loss_cls` and box loss `loss_bbox` of the positives, both divided by the number of regions.
 
         Args:
-            logits: (K, num_classes + 1) of the samples' regions, image after image.
-            deltas: (K, num_classes or 1, 4).
-            samples: one of each image.
-            targets: one of each image.
+            logits: (B * K, num_classes + 1) of the sample's regions, image after image.
+            deltas: (B * K, num_classes or 1, 4).
+            sample: K regions of each image.
+            targets: of B images.
         """
-        num = max(len(logits), 1)
-        labels = torch.cat([sample.labels for sample in samples])
-        rows = (labels < self.num_classes).nonzero()[:, 0]
-        boxes = torch.cat([sample.boxes[: len(sample.objects)] for sample in samples])
-        objects = torch.cat([target.boxes.float()[sample.objects] for sample, target in zip(samples, targets)])
-        own = deltas[rows, labels[rows] if deltas.shape[1] > 1 else 0]
-        wanted = encode(boxes, objects, self.std)
+        labels = sample.labels.flatten()
+        num = (labels != NO_LABEL).sum().clamp(min=1)
+        positive = (labels != NO_LABEL) & (labels < self.num_classes)
+        objects = targets.boxes_of(sample.objects).flatten(0, 1)
+        # What no loss reads starts at its goal, so that no logarithm of an empty box comes near a gradient.
+        starts = torch.where(positive[:, None], sample.boxes.flatten(0, 1), objects)
+        column = labels.clamp(0, deltas.shape[1] - 1)
+        own = deltas.gather(1, column[:, None, None].expand(-1, 1, 4))[:, 0]
+        wanted = encode(starts, objects, self.std)
+        errors = F.smooth_l1_loss(own, wanted, reduction="none", beta=self.smooth_l1_beta).sum(dim=1)
         return {
-            "loss_cls": F.cross_entropy(logits, labels, reduction="sum") / num,
-            "loss_bbox": F.smooth_l1_loss(own, wanted, reduction="sum", beta=self.smooth_l1_beta) / num,
+            "loss_cls": F.cross_entropy(logits, labels, reduction="sum", ignore_index=NO_LABEL) / num,
+            "loss_bbox": torch.where(positive, errors, 0.0).sum() / num,
         }
 
-    def decode(self, boxes: Tensor, deltas: Tensor, size: tuple[int, int]) -> Tensor:
-        """Boxes (N, num_classes or 1, 4) xyxy in an image of `size` (h, w), from boxes (N, 4) and their deltas."""
-        return decode(boxes[:, None], deltas, size, self.std)
+    def decode(self, boxes: Tensor, deltas: Tensor, limits: Tensor) -> Tensor:
+        """Boxes moved by their deltas within their images.
+
+        Args:
+            boxes: (B, K, 4) xyxy.
+            deltas: (B * K, num_classes or 1, 4) from `forward`.
+            limits: (B, 4), (w, h, w, h) of each image without its padding.
+
+        Returns:
+            (B, K, num_classes or 1, 4) xyxy.
+        """
+        moves = deltas.unflatten(0, boxes.shape[:2])
+        return decode(boxes[:, :, None], moves, limits[:, None, None], self.std)
 
 
 def detect_boxes(
-    boxes: list[Tensor],
-    logits: list[Tensor],
+    boxes: Tensor,
+    logits: Tensor,
+    usable: Tensor,
     scales: list[tuple[float, float]] | None,
     *,
     score_threshold: float,
@@ -105,22 +122,24 @@ def detect_boxes(
     """From the box head's answers to detections: all (region, class) pairs above a score, less the overlapping ones.
 
     Args:
-        boxes: for each image (N, num_classes or 1, 4) xyxy.
-        logits: for each image (N, num_classes + 1), background last.
+        boxes: (B, K, num_classes or 1, 4) xyxy.
+        logits: (B, K, num_classes + 1), background last.
+        usable: (B, K) bool; other regions are padding.
         scales: (x, y) factors that the boxes are divided by first.
-        score_threshold: exclusive lower bound.
+        score_threshold: exclusive lower bound, at least 0.
         nms_threshold: IoU of two boxes of a class from which on the worse one goes.
         limit: how many detections of an image are kept at most.
 
     Returns:
-        One `Detections` without masks an image.
+        One `Detections` without masks per image.
     """
+    if scales is not None:
+        boxes = boxes / to_device([factor * 2 for factor in scales], boxes.device, boxes.dtype)[:, None, None]
+    scores = torch.where(usable[..., None], logits.softmax(dim=2)[..., :-1], 0.0)
     results = []
-    for i, (own_boxes, own_logits) in enumerate(zip(boxes, logits)):
-        found = own_boxes if scales is None else own_boxes / own_boxes.new_tensor(scales[i] * 2)
-        scores = own_logits.softmax(dim=1)[:, :-1]
-        scores, rows, labels = top_pairs(scores, threshold=score_threshold, limit=scores.numel())
-        found = found[rows, labels if found.shape[1] > 1 else 0]
-        keep = class_nms(found, scores, labels, threshold=nms_threshold, limit=limit)
-        results.append(Detections(found[keep], scores[keep], labels[keep]))
+    for found, own in zip(boxes, scores):
+        values, rows, labels = top_pairs(own, threshold=score_threshold, limit=own.numel())
+        picked = found[rows, labels if found.shape[1] > 1 else 0]
+        keep = class_nms(picked, values, labels, threshold=nms_threshold, limit=limit)
+        results.append(Detections(picked[keep], values[keep], labels[keep]))
     return results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +11,17 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from mgdet.layers.conv import ConvBlock
+from mgdet.layers.host import to_device
+from mgdet.layers.padding import PaddedTargets
 from mgdet.layers.roi import join_rois, pool_rois
 from mgdet.layers.sampling import RoISample
-from mgdet.structures import Detections, Target
+from mgdet.structures import Detections
 
 POOL_SIZE = 14
 MASK_SIZE = 28
 STACKED_CONVS = 4
+PIXELS_PER_BLOCK = 2**24
+"""How many pixels of masks become floats at a time: 64 MiB."""
 
 
 class MaskHead(nn.Module):
@@ -46,46 +51,66 @@ class MaskHead(nn.Module):
         logits: Tensor = self.conv_logits(F.relu(self.upsample(x), inplace=True))
         return logits.float()
 
-    def loss(self, maps: list[Tensor], samples: list[RoISample], targets: list[Target]) -> Tensor:
+    def loss(self, maps: list[Tensor], sample: RoISample, counts: list[int], targets: PaddedTargets) -> Tensor:
         """Binary cross entropy of the positive regions' own class, averaged over regions and cells; a scalar.
 
         Args:
             maps: pyramid levels (B, C, H_l, W_l).
-            samples: one of each image.
-            targets: one of each image, with masks.
+            sample: regions of each image, positives first.
+            counts: how many are positive in each image.
+            targets: of B images, with masks.
 
         Raises:
             ValueError: a target has no masks.
         """
-        boxes = [sample.boxes[: len(sample.objects)] for sample in samples]
+        boxes = [own[:count] for own, count in zip(sample.boxes, counts)]
+        objects = [own[:count] for own, count in zip(sample.objects, counts)]
+        wanted = crop_masks(targets.masks, boxes, objects)
         logits = self(maps, join_rois(boxes))
         if len(logits) == 0:
             return logits.sum()
-        wanted = torch.cat([crop_masks(*triple) for triple in zip(targets, boxes, (s.objects for s in samples))])
-        labels = torch.cat([target.labels[sample.objects] for sample, target in zip(samples, targets)])
+        labels = torch.cat([own[:count] for own, count in zip(sample.labels, counts)])
         own = logits[torch.arange(len(logits), device=logits.device), labels]
         return F.binary_cross_entropy_with_logits(own, wanted.float())
 
 
-def crop_masks(target: Target, boxes: Tensor, objects: Tensor) -> Tensor:
+def crop_masks(masks: Sequence[Tensor | None], boxes: Sequence[Tensor], objects: Sequence[Tensor]) -> Tensor:
     """The part of an object's mask inside a box, averaged to 28 x 28 cells, at least one half.
 
     Args:
-        target: an image's ground truth, with masks.
-        boxes: (P, 4) xyxy, pixels of the batch image.
-        objects: (P,) int64, whose mask to cut for each box.
+        masks: of each image, (N_i, H, W) of its objects.
+        boxes: of each image, (P_i, 4) xyxy, pixels of the batch image.
+        objects: of each image, (P_i,) int64, whose mask to cut for each box.
 
     Returns:
-        (P, 28, 28) bool.
+        (sum P_i, 28, 28) bool.
 
     Raises:
-        ValueError: the target has no masks.
+        ValueError: an image has no masks.
     """
-    if target.masks is None:
-        raise ValueError("a detector with a mask head trains on targets with masks; this target has none")
-    rois = torch.cat([objects[:, None].to(boxes), boxes], dim=1)
-    cells = roi_align(target.masks[:, None].float(), rois, MASK_SIZE, 1.0, sampling_ratio=0, aligned=True)
-    return cells[:, 0] >= 0.5
+    joined = torch.cat([*boxes])
+    rois = torch.cat([torch.cat([*objects])[:, None].to(joined), joined], dim=1)
+    cells = []
+    for own, part in zip(masks, rois.split([len(found) for found in boxes])):
+        if own is None:
+            raise ValueError("a detector with a mask head trains on targets with masks; this target has none")
+        cells.append(_crop(own, part))
+    return torch.cat(cells)[:, 0] >= 0.5
+
+
+def _crop(masks: Tensor, rois: Tensor) -> Tensor:
+    """RoIAlign (P, 1, 28, 28) of regions (P, 5) in masks (N, H, W), of which few become floats at a time."""
+    step = max(1, PIXELS_PER_BLOCK // max(1, masks[0:1].numel()))
+    blocks = masks[:, None].split(step)
+    parts = []
+    for i, block in enumerate(blocks):
+        own = rois
+        if len(blocks) > 1:
+            number = rois[:, :1] - i * step
+            # As in `pool_rois`, a region without extent adds zero.
+            own = torch.where((number >= 0) & (number < step), torch.cat([number, rois[:, 1:]], dim=1), 0.0)
+        parts.append(roi_align(block.float(), own, MASK_SIZE, 1.0, sampling_ratio=0, aligned=True))
+    return reduce(torch.add, parts)
 
 
 def detect_masks(
@@ -108,7 +133,8 @@ def detect_masks(
         threshold: probability from which a pixel belongs to the object.
     """
     factors = scales or [(1.0, 1.0)] * len(found)
-    rois = join_rois([own.boxes * own.boxes.new_tensor(factor * 2) for own, factor in zip(found, factors)])
+    zoom = to_device([factor * 2 for factor in factors], maps[0].device, found[0].boxes.dtype)
+    rois = join_rois([own.boxes * factor for own, factor in zip(found, zoom)])
     rows, labels = torch.arange(len(rois), device=rois.device), torch.cat([own.labels for own in found])
     masks = torch.stack([head(maps, rois)[rows, labels].sigmoid() for head in heads]).mean(dim=0)
     results = []

@@ -5,33 +5,49 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NEGATIVE, IGNORED = -1, -2
+from mgdet.layers.boxes import pairwise_iou
+from mgdet.layers.padding import IGNORED, NEGATIVE, PaddedTargets
 
 
 def match_by_iou(
-    iou: Tensor, *, positive: float, negative: float, min_positive: float, low_quality: bool = True
+    targets: PaddedTargets,
+    anchors: Tensor,
+    *,
+    allowed: Tensor,
+    positive: float,
+    negative: float,
+    min_positive: float,
+    low_quality: bool = True,
 ) -> Tensor:
-    """Assigns each of A anchors to one of N objects by overlap.
+    """Assigns each of A anchors of every image to one of its objects by overlap.
 
     An anchor takes the object that it overlaps most when their IoU reaches `positive`, is negative below `negative`
     and ignored between. With `low_quality`, every anchor that ties for an object's best IoU takes that object when
     this IoU reaches `min_positive`; of several such objects the last wins.
 
+    Objects pass in blocks, so that memory does not grow with their number.
+
     Args:
-        iou: (A, N) overlaps.
+        targets: the objects of B images.
+        anchors: (A, 4) xyxy, the same for all images, or (B, A, 4).
+        allowed: (B, A) bool; other anchors overlap nothing.
 
     Returns:
-        (A,) int64: index of the object, or `NEGATIVE`, or `IGNORED`.
+        (B, A) int64: index of the object, or `NEGATIVE`, or `IGNORED`.
     """
-    num_anchors, num_objects = iou.shape
-    if iou.numel() == 0:
-        return torch.full((num_anchors,), NEGATIVE, dtype=torch.int64, device=iou.device)
-    best, match = iou.max(dim=1)
+    best = torch.full_like(allowed, -1.0, dtype=anchors.dtype)
+    match = torch.zeros_like(allowed, dtype=torch.int64)
+    forced = torch.full_like(allowed, NEGATIVE, dtype=torch.int32)
+    for start, boxes, exists in targets.blocks(anchors.shape[-2]):
+        iou = pairwise_iou(boxes, anchors)
+        iou.masked_fill_(~exists[:, :, None], -1.0).masked_fill_(~allowed[:, None], -1.0)
+        top, which = iou.max(dim=1)
+        match = torch.where(top > best, which + start, match)
+        best = torch.maximum(best, top)
+        if low_quality:
+            best_of_object = iou.amax(dim=2, keepdim=True)
+            ties = (iou == best_of_object) & (best_of_object >= min_positive)
+            order = torch.arange(start, start + boxes.shape[1], dtype=torch.int32, device=iou.device)[:, None]
+            forced = torch.maximum(forced, torch.where(ties, order, NEGATIVE).amax(dim=1))
     match = torch.where(best >= positive, match, torch.where(best < negative, NEGATIVE, IGNORED))
-    if low_quality:
-        best_of_object = iou.max(dim=0).values
-        ties = (iou == best_of_object) & (best_of_object >= min_positive)
-        order = torch.arange(1, num_objects + 1, device=iou.device)
-        last = (ties * order).max(dim=1).values
-        match = torch.where(last > 0, last - 1, match)
-    return match
+    return torch.where(forced >= 0, forced.long(), match)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torchvision.ops import nms
+
+from mgdet.layers.host import to_device
+from mgdet.structures import Detections
 
 SPLIT_FROM = 10_000
 
@@ -53,3 +58,41 @@ def top_pairs(scores: Tensor, *, threshold: float, limit: int) -> tuple[Tensor, 
     values, order = scores[pairs[:, 0], pairs[:, 1]].sort(descending=True)
     pairs = pairs[order[:limit]]
     return values[:limit], pairs[:, 0], pairs[:, 1]
+
+
+def dense_detections(
+    scores: Sequence[Tensor],
+    box: Callable[[int, int, Tensor, Tensor], Tensor],
+    limits: Tensor,
+    scales: list[tuple[float, float]] | None,
+    *,
+    score_threshold: float,
+    nms_threshold: float,
+    candidates: int,
+    limit: int,
+) -> list[Detections]:
+    """What a one-stage detector finds: the best (cell, class) pairs of each level, less the overlapping ones.
+
+    Args:
+        scores: of each level (B, cells, num_classes) in [0, 1].
+        box: boxes (K, 4) xyxy within the image, for a level, an image, its K cells and its row of `limits`.
+        limits: (B, 4), (w, h, w, h) of each image without its padding.
+        scales: (x, y) factors that the boxes are divided by before they are compared.
+        score_threshold: exclusive lower bound.
+        nms_threshold: IoU of two boxes of a class from which on the worse one goes.
+        candidates: how many pairs of a level are considered at most.
+        limit: how many detections of an image are kept at most.
+    """
+    factors = None if scales is None else to_device([f * 2 for f in scales], limits.device, limits.dtype)
+    results = []
+    for i in range(len(limits)):
+        found = []
+        for level, own in enumerate(scores):
+            values, cells, labels = top_pairs(own[i], threshold=score_threshold, limit=candidates)
+            found.append((box(level, i, cells, limits[i]), values, labels))
+        boxes, values, labels = (torch.cat(column) for column in zip(*found))
+        if factors is not None:
+            boxes = boxes / factors[i]
+        keep = class_nms(boxes, values, labels, threshold=nms_threshold, limit=limit)
+        results.append(Detections(boxes[keep], values[keep], labels[keep]))
+    return results

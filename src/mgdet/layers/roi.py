@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from mgdet.layers.eager import eager_on_cpu
+from mgdet.layers.host import to_device
 from mgdet.layers.roi_align import roi_align
 
 STRIDES = (4, 8, 16, 32)
 FINEST_SIZE = 56
 
 
-def join_rois(boxes: list[Tensor]) -> Tensor:
-    """Boxes (N_i, 4) xyxy of B images to regions (sum N_i, 5): the image's number, then the box."""
-    numbered = [torch.cat([own.new_full((len(own), 1), i), own], dim=1) for i, own in enumerate(boxes)]
-    return torch.cat(numbered)
+def join_rois(boxes: Sequence[Tensor] | Tensor) -> Tensor:
+    """Boxes (N_i, 4) xyxy of B images, or (B, N, 4), to regions (sum N_i, 5): the image's number, then the box."""
+    joined = torch.cat([*boxes])
+    numbers = [i for i, own in enumerate(boxes) for _ in range(len(own))]
+    return torch.cat([to_device(numbers, joined.device, joined.dtype)[:, None], joined], dim=1)
 
 
 def roi_levels(rois: Tensor) -> Tensor:
@@ -25,16 +30,22 @@ def roi_levels(rois: Tensor) -> Tensor:
 
 
 def pool_rois(maps: list[Tensor], rois: Tensor, size: int) -> Tensor:
-    """Features (K, C, size, size) of each region, averaged over as many points a cell as it covers (RoIAlign).
+    """Features (K, C, size, size) of each region, averaged over as many points per cell as it covers (RoIAlign).
 
     Args:
         maps: at least 4 pyramid levels (B, C, H_l, W_l) of strides 4, 8, 16, 32; further ones are not read.
         rois: (K, 5) from `join_rois`, pixels of the batch images.
         size: cells along an edge.
     """
-    levels = roi_levels(rois)
+    levels = roi_levels(rois)[:, None]
     pooled = maps[0].new_zeros((len(rois), maps[0].shape[1], size, size))
     for level, stride in enumerate(STRIDES):
-        rows = (levels == level).nonzero()[:, 0]
-        pooled[rows] = roi_align(maps[level], rois[rows], size, 1 / stride)
+        if eager_on_cpu(maps[level]):
+            rows = (levels[:, 0] == level).nonzero()[:, 0]
+            pooled[rows] = roi_align(maps[level], rois[rows], size, 1 / stride)
+            continue
+        # To count the regions of a level would be a wait. Those of other levels shrink to nothing instead: a region
+        # without extent has no points to average, so it costs nothing and adds zero.
+        own = torch.where(levels == level, rois, 0.0)
+        pooled = pooled + roi_align(maps[level], own, size, 1 / stride)
     return pooled

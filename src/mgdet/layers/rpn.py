@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgdet.layers.anchors import AnchorGrid
-from mgdet.layers.boxes import decode, encode, pairwise_iou
+from mgdet.layers.anchors import AnchorGrid, level_sizes
+from mgdet.layers.boxes import decode, encode
 from mgdet.layers.conv import head_std, init_normal
-from mgdet.layers.matching import NEGATIVE, match_by_iou
-from mgdet.layers.postprocess import class_nms
+from mgdet.layers.host import to_host
+from mgdet.layers.matching import match_by_iou
+from mgdet.layers.padding import NEGATIVE, PaddedTargets
 from mgdet.layers.sampling import choose_balanced
-from mgdet.structures import Target
+from mgdet.layers.suppress import suppress
 
 STRIDES = (4, 8, 16, 32, 64)
 ANCHORS_PER_IMAGE = 256
 POSITIVE_SHARE = 0.5
 
 
+class Proposals(NamedTuple):
+    """Boxes of B images that may hold an object, best first, padded to P of every image.
+
+    boxes: (B, P, 4) xyxy inside the image.
+    scores: (B, P) in [0, 1].
+    usable: (B, P) bool; what is not usable stands last and is padding.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    usable: Tensor
+
+    def shortened(self) -> Proposals:
+        """The same proposals, padded only to the most of an image; a wait."""
+        length = max(to_host(self.usable.sum(dim=1)))
+        return Proposals(*(column[:, :length] for column in self))
+
+
 class RPNHead(nn.Module):
-    """Objectness and box deltas of three anchors a cell, on pyramid levels P2 to P6.
+    """Objectness and box deltas of three anchors per cell, on pyramid levels P2 to P6.
 
     Args:
         channels: width of the levels and of the head.
@@ -43,7 +64,7 @@ class RPNHead(nn.Module):
         features = [F.relu(self.rpn_conv(level), inplace=True) for level in maps]
         return [self.rpn_cls(level) for level in features], [self.rpn_reg(level) for level in features]
 
-    def losses(self, logits: list[Tensor], deltas: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+    def losses(self, logits: list[Tensor], deltas: list[Tensor], targets: PaddedTargets) -> dict[str, Tensor]:
         """Binary cross entropy and box loss of each level, `loss_rpn_cls` and `loss_rpn_bbox`, (L,) each.
 
         Both count only the sampled anchors and are divided by their number, where an image without positives, or
@@ -52,13 +73,11 @@ class RPNHead(nn.Module):
         Args:
             logits: L tensors (B, A, H_l, W_l) from `forward`.
             deltas: L tensors (B, A * 4, H_l, W_l) from `forward`.
-            targets: B targets.
+            targets: of B images.
         """
-        level_sizes = [_size(level) for level in logits]
-        level_anchors = self.anchors.boxes(level_sizes, logits[0].device)
-        anchors = torch.cat(level_anchors)
-        assigned = [self.assign(anchors, level_sizes, target) for target in targets]
-        positive, negative, boxes = (torch.stack(column) for column in zip(*assigned))
+        sizes = level_sizes(logits)
+        level_anchors = self.anchors.boxes(sizes)
+        positive, negative, boxes = self.assign(torch.cat(level_anchors), sizes, targets)
         num = positive.sum(dim=1).clamp(min=1).sum() + negative.sum(dim=1).clamp(min=1).sum()
         cls_parts, bbox_parts, start = [], [], 0
         for level, own_anchors in enumerate(level_anchors):
@@ -78,37 +97,30 @@ class RPNHead(nn.Module):
 
     @torch.no_grad()
     def assign(
-        self, anchors: Tensor, level_sizes: list[tuple[int, int]], target: Target
+        self, anchors: Tensor, sizes: list[tuple[int, int]], targets: PaddedTargets
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Samples the anchors that an image trains.
+        """Samples the anchors that each image trains.
 
         Args:
             anchors: (A, 4) xyxy of all levels.
-            level_sizes: (H_l, W_l) of each level.
-            target: the image's objects.
+            sizes: (H_l, W_l) of each level.
+            targets: the images' objects.
 
         Returns:
-            positive (A,) bool, negative (A,) bool, and the box (A, 4) that a positive wants.
+            positive (B, A) bool, negative (B, A) bool, and the box (B, A, 4) that a positive wants.
         """
-        objects = target.boxes.float()
-        allowed = self._allowed(anchors, level_sizes, target)
-        iou = torch.where(allowed[:, None], pairwise_iou(anchors, objects), -1.0)
-        match = match_by_iou(iou, positive=0.7, negative=0.3, min_positive=0.3)
+        allowed = self._allowed(anchors, sizes, targets)
+        match = match_by_iou(targets, anchors, allowed=allowed, positive=0.7, negative=0.3, min_positive=0.3)
         positive, negative = choose_balanced(
             (match >= 0) & allowed, (match == NEGATIVE) & allowed, num=ANCHORS_PER_IMAGE, share=POSITIVE_SHARE
         )
-        # Row 0 is a box that no loss reads.
-        boxes = torch.cat([objects.new_tensor([[0.0, 0.0, 1.0, 1.0]]), objects])
-        return positive, negative, boxes[match.clamp(min=-1) + 1]
+        return positive, negative, targets.boxes_of(match)
 
-    def _allowed(self, anchors: Tensor, level_sizes: list[tuple[int, int]], target: Target) -> Tensor:
-        """Which anchors (A,) may be sampled."""
-        allowed = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
-        if target.padded is not None:
-            allowed = torch.cat(self.anchors.valid(level_sizes, target.padded, anchors.device))
+    def _allowed(self, anchors: Tensor, sizes: list[tuple[int, int]], targets: PaddedTargets) -> Tensor:
+        """Which anchors of each image, (B, A) bool, may be sampled."""
+        allowed = self.anchors.valid(sizes, targets.padded)
         if self.inside_only:
-            height, width = target.size
-            allowed &= (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 2] < width) & (anchors[:, 3] < height)
+            allowed &= (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 2:] < targets.limits[:, None, 2:]).all(dim=2)
         return allowed
 
     @torch.no_grad()
@@ -116,44 +128,33 @@ class RPNHead(nn.Module):
         self,
         logits: list[Tensor],
         deltas: list[Tensor],
-        sizes: list[tuple[int, int]],
+        limits: Tensor,
         *,
         candidates_per_level: int,
         limit: int,
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> Proposals:
         """The best boxes of each image after non-maximum suppression within each level.
 
         Args:
             logits: L tensors (B, A, H_l, W_l) from `forward`.
             deltas: L tensors (B, A * 4, H_l, W_l) from `forward`.
-            sizes: (h, w) of each image without its padding.
+            limits: (B, 4), (w, h, w, h) of each image without its padding.
             candidates_per_level: how many boxes of a level enter the suppression at most.
             limit: how many boxes of an image are kept at most.
-
-        Returns:
-            For each image boxes (N, 4) xyxy inside the image, best first, and their scores (N,).
         """
-        anchors = self.anchors.boxes([_size(level) for level in logits], logits[0].device)
+        anchors = self.anchors.boxes(level_sizes(logits))
         columns = []
         for level, own_anchors in enumerate(anchors):
             scores = _by_anchor(logits[level], 1)[..., 0].sigmoid()
             scores, rows = scores.topk(min(candidates_per_level, scores.shape[1]), dim=1)
             own_deltas = _by_anchor(deltas[level], 4).gather(1, rows[..., None].expand(-1, -1, 4))
-            columns.append((scores, own_anchors[rows], own_deltas, torch.full_like(rows, level)))
-        scores, boxes, moves, levels = (torch.cat(column, dim=1) for column in zip(*columns))
-        kept_boxes, kept_scores = [], []
-        for i, size in enumerate(sizes):
-            found = decode(boxes[i], moves[i], size)
-            solid = (found[:, 2] > found[:, 0]) & (found[:, 3] > found[:, 1])
-            found, confidence = found[solid], scores[i][solid]
-            keep = class_nms(found, confidence, levels[i][solid], threshold=self.nms_threshold, limit=limit)
-            kept_boxes.append(found[keep])
-            kept_scores.append(confidence[keep])
-        return kept_boxes, kept_scores
-
-
-def _size(level: Tensor) -> tuple[int, int]:
-    return level.shape[-2], level.shape[-1]
+            columns.append((scores, own_anchors[rows], own_deltas))
+        scores, starts, moves = (torch.cat(column, dim=1) for column in zip(*columns))
+        boxes = decode(starts, moves, limits[:, None])
+        kept = suppress(boxes, scores, [len(part[0][0]) for part in columns], threshold=self.nms_threshold)
+        scores, order = torch.where(kept, scores, -1.0).sort(dim=1, descending=True, stable=True)
+        scores, order = scores[:, :limit], order[:, :limit]
+        return Proposals(boxes.gather(1, order[..., None].expand(-1, -1, 4)), scores, scores >= 0)
 
 
 def _by_anchor(level: Tensor, width: int) -> Tensor:
