@@ -52,12 +52,16 @@ def lay(hub: Path, weights, state: dict) -> Path:
 
 
 def lay_coco(hub: Path, name: str) -> Path:
+    """Weights of 91 outputs that all find something: no score stands far above the others."""
     torch.manual_seed(4)
     model = get_model_builder(name)(weights=None, weights_backbone=None)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.01, 1.5)
+            module.running_var.uniform_(0.5, 1.5)
+    for entry, value in model.named_parameters():
+        if "cls_score." in entry or "classification_head.module_list." in entry:
+            value.detach().mul_(1e-4)
     return lay(hub, get_model_weights(name).DEFAULT, model.state_dict())
 
 
@@ -91,14 +95,15 @@ def trains(model: nn.Module) -> dict[str, bool]:
 def test_pretrained_is_torchvisions_own_and_keeps_the_columns_that_the_data_know(hub, name):
     path = lay_coco(hub, name)
     lines = []
-    ours = build(name, classes=("tvmonitor", "person"), weights="COCO_V1", say=lines.append)
+    classes = ("tvmonitor", *COCO_CLASSES[:40])
+    ours = build(name, classes=classes, weights="COCO_V1", say=lines.append)
     theirs = get_model_builder(name)(weights="COCO_V1")
     assert_same_model(ours, theirs)
     frozen = [module.eps for module in ours.modules() if isinstance(module, FrozenBatchNorm2d)]
     assert set(frozen) == ({FROZEN_NORMS_EPS[name]} if name in FROZEN_NORMS_EPS else set())
-    assert (ours.columns, ours.outputs, ours.num_classes) == ((72, 1), 91, 2)
+    assert (ours.columns[:3], ours.outputs, ours.num_classes) == ((72, 1, 2), 91, 41)
     assert str(path) in lines[0] and "not the file that torchvision publishes" in lines[0]
-    assert lines[1:] == [f"torchvision:{name} knows all 2 classes of the data and keeps its head of 91 outputs"]
+    assert lines[1:] == [f"torchvision:{name} knows all 41 classes of the data and keeps its head of 91 outputs"]
     assert ours.notes == lines[1:]
 
     every = build(name, classes=None, weights="COCO_V1", say=silent)
@@ -106,12 +111,13 @@ def test_pretrained_is_torchvisions_own_and_keeps_the_columns_that_the_data_know
     canvas, sizes = small_images(ours)
     with torch.no_grad():
         found, wanted = (sensitive(detector).find(canvas, sizes) for detector in (ours, every))
+    assert 0 < sum(len(own.boxes) for own in found) < sum(len(other.boxes) for other in wanted)
     for own, other in zip(found, wanted):
-        kept = (other.labels == 71) | (other.labels == 0)
+        kept = torch.isin(other.labels + 1, torch.tensor(ours.columns))
         assert torch.equal(own.boxes, other.boxes[kept])
-        assert torch.equal(own.labels, (other.labels[kept] == 0).long())
+        assert own.labels.tolist() == [ours.columns.index(label + 1) for label in other.labels[kept].tolist()]
 
-    again = rebuild(json.loads(json.dumps(ours.description())), ("tvmonitor", "person"))
+    again = rebuild(json.loads(json.dumps(ours.description())), classes)
     again.load_state_dict(ours.state_dict())
     assert_same_model(again, ours)
 
@@ -161,7 +167,7 @@ for module in model.modules():
 assert "mgdet" not in sys.modules
 images = torch.load(inputs)
 model.transform = torchvision.models.detection.transform.GeneralizedRCNNTransform(
-    1, 10000, [0.0] * 3, [1.0] * 3, fixed_size=tuple(images.shape[:1:-1]))
+    1, 10000, [0.0] * 3, [1.0] * 3, size_divisible=1, fixed_size=tuple(images.shape[:1:-1]))
 with torch.no_grad():
     torch.save(model.eval()(list(images)), outputs)
 """
@@ -176,7 +182,8 @@ def test_torchvision_alone_reads_what_was_exported(hub, tmp_path, name, start):
     if start != "random":
         lay_coco(hub, name)
     torch.manual_seed(2)
-    ours = build(name, classes=("person", "dog"), weights=start, say=silent)
+    classes = ("person", "dog") if start == "random" else COCO_CLASSES
+    ours = build(name, classes=classes, weights=start, say=silent)
     out, given, answered = (str(tmp_path / file) for file in ("out.pth", "in.pt", "found.pt"))
     ours.export(Path(out))
     canvas, sizes = small_images(ours)
