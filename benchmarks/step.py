@@ -15,15 +15,16 @@ import json
 import platform
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from mgdet.config import Config
 from mgdet.data.batch import Batch
-from mgdet.data.coco import read_coco
 from mgdet.data.dataset import DetectionDataset
 from mgdet.data.loader import train_loader
+from mgdet.data.open import open_splits
 from mgdet.data.sampler import TrainSampler
 from mgdet.detectors.build import detector_class
 from mgdet.distributed import World
@@ -148,9 +149,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     config = load_recipe(arguments.recipe)
-    root, masks = Path(arguments.root), detector_class(config.student.detector).has_masks
-    records = read_coco(root / config.data.train_annotations, root / config.data.train_images, masks=masks)
-    data = DetectionDataset(records, training=True, masks=masks)
+    masks = detector_class(config.student.detector).has_masks
+    splits = open_splits(replace(config.data, root=arguments.root), train_masks=masks, required=("train",))
+    data = DetectionDataset(splits.records["train"], training=True, masks=masks)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     print(
         f"{arguments.recipe} on {name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.amp}"

@@ -78,6 +78,6 @@ def test_a_stored_config_lacks_only_what_has_a_default():
     values = formats.looking().to_dict()
     del values["data"]["val_share"]
     assert Config.from_dict(values) == formats.looking()
-    del values["student"]["backbone"]
-    with pytest.raises(ValueError, match=r"config\.student lacks the field 'backbone'"):
+    del values["optimizer"]["lr"]
+    with pytest.raises(ValueError, match=r"config\.optimizer lacks the field 'lr'"):
         Config.from_dict(values)
