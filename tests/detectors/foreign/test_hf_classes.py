@@ -80,14 +80,17 @@ def test_a_folder_of_weights_for_a_model_type(tmp_path):
         build("d_fine", classes=["dog"], weights=folder, say=[].append)
 
 
-@pytest.mark.parametrize(("classes", "columns"), [(["dog", "cat"], (1, 0)), (["nut"], (0,))])
-def test_a_checkpoint_of_ours_starts_a_run(tmp_path, classes, columns):
+@pytest.mark.parametrize(
+    ("classes", "columns", "file"), [(["dog", "cat"], (1, 0), "student_last.pth"), (["nut"], (0,), "")]
+)
+def test_a_checkpoint_of_ours_starts_a_run(tmp_path, classes, columns, file):
     _, folder = saved(tmp_path, "rt_detr_v2", ("x", "y", "z"))
     start = build(folder, classes=["cat", "dog"], weights="random", say=[].append)
     shake(start)
-    save_checkpoint(tmp_path / "run.pth", start.weights(), classes=["cat", "dog"], config=None)
+    (tmp_path / "run").mkdir()
+    save_checkpoint(tmp_path / "run" / "student_last.pth", start.weights(), classes=["cat", "dog"], config=None)
     said = []
-    again = build(folder, classes=classes, weights=str(tmp_path / "run.pth"), say=said.append)
+    again = build(folder, classes=classes, weights=str(tmp_path / "run" / file), say=said.append)
     assert again.columns == columns
     assert again.num_classes == len(classes)
     kept = "model.encoder.lateral_convs.0.conv.weight"

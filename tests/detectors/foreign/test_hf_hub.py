@@ -171,7 +171,7 @@ def test_a_name_that_the_hub_does_not_have(server, hub):
         ("rt_detr_v3", "random", "did you mean 'rt_detr_v2'"),
         ("rt_detr_v2", "pretrained", "model type without weights; give a name of the hub, such as hf:PekingU"),
         ("./nowhere", "random", "neither a folder nor a name of the hub"),
-        ("rt_detr_v2", "backbone", "choose random, pretrained, a folder or a checkpoint file"),
+        ("rt_detr_v2", "backbone", "choose random, pretrained, a folder or a checkpoint"),
     ],
 )
 def test_names_that_cannot_be(hub, name, weights, sentence):

@@ -28,6 +28,7 @@ from mgdet.detectors.foreign.hf_hub import (
     require,
 )
 from mgdet.errors import UserError, nearest
+from mgdet.files import RUN_FILES
 
 MODELS = (
     "PekingU/rtdetr_r50vd",
@@ -66,12 +67,8 @@ def build(name: str, *, classes: Sequence[str] | None, weights: str, say: Say) -
         UserError: the library, the model, the network or the weights are missing, or do not fit each other.
     """
     require()
-    checkpoint = Path(weights).suffix in FILES
-    if weights not in (RANDOM, PRETRAINED) and not checkpoint and not Path(weights).expanduser().is_dir():
-        raise UserError(
-            f"'{weights}' is no weights of hf:{name}; choose {RANDOM}, {PRETRAINED}, a folder or a checkpoint file"
-        )
-    source = _source(name, weights)
+    checkpoint = _is_checkpoint(weights)
+    source = _folder(name, weights) if _is_folder(name, weights) else _named(name, weights=weights == PRETRAINED)
     kind = source.config["model_type"]
     if kind in BACKBONES:
         return build_features(source, random=weights == RANDOM, say=say)
@@ -148,31 +145,48 @@ def new_library(config: Any) -> Any:
 
 def class_entries(config: Any) -> set[str]:
     """The entries of the state dict whose shape depends on the number of classes: heads of all layers, embeddings."""
-    shapes = []
-    for more in (0, 1):
-        changed = type(config).from_dict(config.to_dict())
-        _name_classes(changed, [str(place) for place in range(config.num_labels + more)])
-        with torch.device("meta"):
-            shapes.append({name: value.shape for name, value in new_library(changed).state_dict().items()})
-    return {name for name, shape in shapes[0].items() if shapes[1][name] != shape}
+    larger = type(config).from_dict(config.to_dict())
+    _name_classes(larger, [str(place) for place in range(config.num_labels + 1)])
+    shapes = _shapes(larger)
+    return {name for name, shape in _shapes(config).items() if shapes[name] != shape}
 
 
-def _source(name: str, weights: str) -> Source:
+def _shapes(config: Any) -> dict[str, torch.Size]:
+    """The shape of each entry of the state dict, without making it."""
+    with torch.device("meta"):
+        return {name: value.shape for name, value in new_library(config).state_dict().items()}
+
+
+def _is_checkpoint(weights: str) -> bool:
+    """Is it a file, or the folder of a run?"""
+    folder = Path(weights).expanduser()
+    return folder.suffix in FILES or any((folder / file).is_file() for file in RUN_FILES)
+
+
+def _is_folder(name: str, weights: str) -> bool:
+    if weights in (RANDOM, PRETRAINED) or _is_checkpoint(weights):
+        return False
+    if Path(weights).expanduser().is_dir():
+        return True
+    raise UserError(f"'{weights}' is no weights of hf:{name}; choose {RANDOM}, {PRETRAINED}, a folder or a checkpoint")
+
+
+def _named(name: str, *, weights: bool) -> Source:
+    """The files behind a name: of a folder, of the hub, or none for a model type."""
     kinds = {*FAMILIES, *BACKBONES}
-    if not Path(name).is_dir() and name in kinds:
-        if weights == PRETRAINED:
-            raise UserError(f"hf:{name} is a model type without weights; give a name of the hub{_example(name)}")
-        source = Source(name, {"model_type": name}, None, False)
-    elif not Path(name).is_dir() and "/" not in name:
+    if Path(name).is_dir() or "/" in name:
+        return locate(name, weights=weights)
+    if name not in kinds:
         raise UserError(f"there is no hf:{name}{nearest(name, kinds)}")
-    elif weights in (RANDOM, PRETRAINED) or Path(weights).suffix in FILES:
-        return locate(name, weights=weights == PRETRAINED)
-    else:
-        source = locate(name, weights=False)
-    if weights in (RANDOM, PRETRAINED) or Path(weights).suffix in FILES:
-        return source
+    if weights:
+        raise UserError(f"hf:{name} is a model type without weights; give a name of the hub{_example(name)}")
+    return Source(name, {"model_type": name}, None, False)
+
+
+def _folder(name: str, weights: str) -> Source:
+    """A folder of weights with its own settings; it must hold what the name says."""
     folder = read_folder(Path(weights).expanduser(), weights, weights=True)
-    wanted, held = source.config["model_type"], folder.config["model_type"]
+    wanted, held = _named(name, weights=False).config["model_type"], folder.config["model_type"]
     if wanted != held:
         raise UserError(f"{weights} holds a {held}, and hf:{name} is a {wanted}; give weights of the same model type")
     return folder
@@ -219,17 +233,11 @@ def _from_checkpoint(source: Source, path: Path, classes: Sequence[str] | None) 
 
 def _outputs(config: Any, state_dict: Mapping[str, Tensor]) -> int | None:
     """How many outputs the head of a checkpoint has; None where none of its entries is known."""
-    here = new_shapes(config)
+    here = _shapes(config)
     for name in sorted(class_entries(config)):
         if name in state_dict:
             return int(config.num_labels + state_dict[name].shape[0] - here[name][0])
     return None
-
-
-def new_shapes(config: Any) -> dict[str, torch.Size]:
-    """The shape of each entry of the state dict, without making it."""
-    with torch.device("meta"):
-        return {name: value.shape for name, value in new_library(config).state_dict().items()}
 
 
 def _with_classes(library: Any, source: Source, classes: Sequence[str] | None, notes: list[str]) -> HuggingFace:
