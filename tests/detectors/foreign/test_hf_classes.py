@@ -123,3 +123,8 @@ def test_a_backbone_that_is_only_named_is_not_looked_for(monkeypatch):
 def test_settings_that_the_library_refuses():
     with pytest.raises(UserError, match="transformers refuses these settings of a deformable_detr"):
         config_from({"model_type": "deformable_detr", "two_stage": True, "with_box_refine": False})
+
+
+def test_settings_without_a_level():
+    with pytest.raises(UserError, match=r"have no level \(projector_scale_factors is empty"):
+        build("lw_detr", classes=["cat"], weights="random", say=[].append)

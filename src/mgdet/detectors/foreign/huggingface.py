@@ -115,7 +115,13 @@ def config_from(settings: Mapping[str, Any]) -> Any:
     Raises:
         UserError: the library does not know the model type, or refuses a setting.
     """
-    return make_config(_offline(settings))
+    config = make_config(_offline(settings))
+    if config.model_type == "lw_detr" and not config.projector_scale_factors:
+        raise UserError(
+            f"these settings of a lw_detr have no level (projector_scale_factors is empty, as by default); give "
+            f"a name of the hub or a folder{_example('lw_detr')}"
+        )
+    return config
 
 
 def _offline(settings: Mapping[str, Any]) -> dict[str, Any]:
