@@ -167,14 +167,19 @@ def assert_same_tensors(mine: object, theirs: object) -> None:
     assert not differing, f"{len(differing)} of {len(a)} tensors differ: {differing[:3]}"
 
 
-def assert_same_run(mine: Path, theirs: Path) -> None:
-    """Two folders hold the same run, to the bit: model, optimizer, checkpoints, and all that was measured."""
+def assert_same_state(mine: Path, theirs: Path) -> None:
+    """Two runs stand at the same point, to the bit: model, optimizer and all that goes on from there."""
     a, b = state_of(mine), state_of(theirs)
     assert (a.step, a.evaluated, a.best, a.sums, a.scaler) == (b.step, b.evaluated, b.best, b.sums, b.scaler)
     assert a.teacher_sha256 == b.teacher_sha256
     assert_same_tensors(a.model, b.model)
     assert_same_tensors(a.optimizer["state"], b.optimizer["state"])
     assert a.optimizer["param_groups"] == b.optimizer["param_groups"]
+
+
+def assert_same_run(mine: Path, theirs: Path) -> None:
+    """Two folders hold the same run, to the bit: state, checkpoints, and all that was measured."""
+    assert_same_state(mine, theirs)
     for name in ("student_last.pth", "student_best.pth"):
         assert_same_tensors(*(torch.load(folder / name, weights_only=True) for folder in (mine, theirs)))
     assert records(mine) == records(theirs)

@@ -267,7 +267,7 @@ def transfer(arguments: list[str]) -> int:
     """`mgdet transfer IN OUT`"""
     parsed = _parse(TransferArguments, arguments, "transfer")
 
-    from mgdet.interop.transfer import transfer as run
+    from mgdet.transfer import transfer as run
 
     _print(run(parsed.source, Path(parsed.out), ema=parsed.ema))
     return 0

@@ -248,6 +248,20 @@ def describe(detector: Face) -> dict[str, Any] | None:
     return detector.description() if isinstance(detector, Foreign) else None
 
 
+def rebuild(checkpoint: Checkpoint) -> Foreign:
+    """The detector of another library that a file of this package holds, with its weights.
+
+    Raises:
+        UserError: the file does not say what it holds, or does not fit it.
+    """
+    source = ModelConfig(detector=str((checkpoint.config or {}).get("student", {}).get("detector", ""))).source
+    if checkpoint.description is None or not source or checkpoint.classes is None:
+        raise UserError(f"{checkpoint.path} does not say which detector of which library it holds")
+    detector = library(source).rebuild(checkpoint.description, checkpoint.classes)
+    load_checkpoint(detector, checkpoint)
+    return detector
+
+
 def load_detector(config: ModelConfig, checkpoint: Checkpoint, classes: Sequence[str]) -> tuple[Face, str]:
     """A detector with all the weights of a file, to test or to predict with, and the line that accounts for them.
 

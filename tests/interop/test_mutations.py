@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 
 from mgdet.errors import UserError
-from mgdet.interop.transfer import transfer
 from mgdet.interop.weights import load_checkpoint, read_checkpoint
+from mgdet.transfer import transfer
 
 SECONDS, GIB = 2.0, 1 << 30
 NUMBERS = [0, 1, 0x7F, 0xFF, 0xFFFF, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1]

@@ -7,6 +7,7 @@ from pathlib import Path
 from mgdet.errors import UserError
 from mgdet.interop.names import is_detector, some
 from mgdet.interop.weights import Checkpoint, read_checkpoint, save_checkpoint
+from mgdet.models import rebuild
 
 KINDS = {
     "mgdet": "a checkpoint of mgdet",
@@ -21,11 +22,14 @@ KINDS = {
 def transfer(source: str | Path, out: Path, *, ema: bool = False) -> str:
     """Writes a detector's weights as an MMDetection checkpoint, or as safetensors where OUT ends so.
 
+    A detector of another library is written as that library reads it: torchvision's state dict, or a folder for Hugging
+    Face.
+
     Only what is not the detector is left out: teacher, generators, stored feature maps, optimizer, logs.
 
     Args:
         source: a checkpoint file, a run's folder, or an http(s) URL.
-        out: a file that does not exist yet, ending in .pth, .pt or .safetensors.
+        out: a file that does not exist yet, ending in .pth, .pt or .safetensors; for Hugging Face a folder.
         ema: take the copy that the file keeps under the name of an exponential moving average.
 
     Returns:
@@ -40,21 +44,20 @@ def transfer(source: str | Path, out: Path, *, ema: bool = False) -> str:
     if not out.parent.is_dir():
         raise UserError(f"the folder {out.parent} of {out.name} does not exist; make it first")
     checkpoint = read_checkpoint(source, ema=ema)
+    if checkpoint.description is not None:
+        return f"{_read_line(checkpoint)}\n{rebuild(checkpoint).export(out)}"
     _check_detector(checkpoint)
     save_checkpoint(
         out,
         checkpoint.state_dict,
         classes=checkpoint.classes,
         config=checkpoint.config,
-        description=checkpoint.description,
     )
     return f"{_read_line(checkpoint)}\n{_written_line(checkpoint, out)}"
 
 
 def _check_detector(checkpoint: Checkpoint) -> None:
     """Refuses weights that no detector could load afterwards."""
-    if checkpoint.description is not None:
-        return
     if checkpoint.kind == "backbone":
         raise UserError(
             f"{checkpoint.path} holds a backbone, not a detector, so there is nothing to transfer; train from it with "

@@ -10,8 +10,8 @@ import torch
 
 import recorded
 from mgdet.errors import UserError
-from mgdet.interop.transfer import transfer
 from mgdet.interop.weights import read_checkpoint, save_checkpoint
+from mgdet.transfer import transfer
 
 CONFIG = {"recipe": "mine", "student": {"detector": "retinanet", "backbone": "resnet50"}}
 
