@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from mgdet.config import Config, Section
+from mgdet.config import Config
 from mgdet.errors import UserError
 from mgdet.recipes import load_recipe
+from mgdet.sections import Section
 from tiny import alone, distilled, model
 
 

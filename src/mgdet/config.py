@@ -7,13 +7,11 @@ run, and `Config.from_dict` reads it back.
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
-from dataclasses import MISSING, dataclass, field
-from functools import lru_cache
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from mgdet.errors import UserError, nearest
+from mgdet.errors import UserError
+from mgdet.sections import Section, plain, read, require
 
 Metric = Literal["bbox", "segm"]
 
@@ -24,59 +22,6 @@ METHODS = ("mgd", "pkd", "fgd")
 
 SGD_RATES_FROM = 0.01
 """Learning rates for 16 images from here on are for SGD; AdamW diverges at them."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
-
-
-class Section:
-    """A group of settings. A wrong value is refused where it is set, in the constructor or by assignment.
-
-    What two settings must be together is checked in the constructor and, because they are changed one after the
-    other, once more before a run starts.
-
-    Raises:
-        UserError: a value is of another type, or out of its range.
-    """
-
-    __slots__ = ()
-
-    def __post_init__(self) -> None:
-        self.check_together()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        own: Any = type(self)
-        kinds = _kinds(own)
-        if name not in kinds:
-            raise UserError(f"{_title(own)} has no setting '{name}'{nearest(name, kinds)}")
-        before = getattr(self, name, None)
-        object.__setattr__(self, name, _read(kinds[name], value, f"{_title(own)}.{name}"))
-        if all(hasattr(self, other) for other in kinds):  # else the constructor is still at work
-            try:
-                self.check_values()
-            except UserError:
-                object.__setattr__(self, name, before)
-                raise
-
-    def check_values(self) -> None:
-        """Checks each setting by itself."""
-
-    def check_together(self) -> None:
-        """Checks what settings must be together."""
-
-
-@lru_cache
-def _kinds(section: type) -> dict[str, Any]:
-    """The types of a section's settings by name."""
-    hints = get_type_hints(section)
-    return {field.name: hints[field.name] for field in dataclasses.fields(section)}
-
-
-def _title(section: type) -> str:
-    """The name of a section in sentences: `data` for `DataConfig`, `config` for `Config`."""
-    return section.__name__.removesuffix("Config").lower() or "config"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -108,13 +53,13 @@ class ModelConfig(Section):
     """The precision that a teacher runs in. step: that of `train.amp`; fp32 or bf16, whatever that says."""
 
     def check_values(self) -> None:
-        _require(
+        require(
             self.channels > 0 and self.channels % 32 == 0,
             f"channels is {self.channels}; give a multiple of 32",
         )
-        _require(0 <= self.frozen_stages <= 4, f"frozen_stages is {self.frozen_stages}; give 0 to 4")
-        _require(self.rois_per_image >= 1, f"rois_per_image is {self.rois_per_image}; give 1 or more")
-        _require(
+        require(0 <= self.frozen_stages <= 4, f"frozen_stages is {self.frozen_stages}; give 0 to 4")
+        require(self.rois_per_image >= 1, f"rois_per_image is {self.rois_per_image}; give 1 or more")
+        require(
             min(self.canvas) > 0 or self.canvas == (0, 0),
             f"canvas is {self.canvas[0]} {self.canvas[1]}; give a height and a width in pixels, or 0 0",
         )
@@ -136,8 +81,8 @@ class MGDConfig(Section):
     """Share of the student's cells that is masked, lambda in the paper: 0.65 one-stage, 0.45 two-stage."""
 
     def check_values(self) -> None:
-        _require(self.weight >= 0, f"mgd.weight is {self.weight}; give 0 or more")
-        _require(0 <= self.mask_ratio <= 1, f"mgd.mask_ratio is {self.mask_ratio}; give a share from 0 to 1")
+        require(self.weight >= 0, f"mgd.weight is {self.weight}; give 0 or more")
+        require(0 <= self.mask_ratio <= 1, f"mgd.mask_ratio is {self.mask_ratio}; give a share from 0 to 1")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -150,8 +95,8 @@ class PKDConfig(Section):
     """How many levels are compared, from the finest on."""
 
     def check_values(self) -> None:
-        _require(self.weight >= 0, f"pkd.weight is {self.weight}; give 0 or more")
-        _require(self.levels >= 1, f"pkd.levels is {self.levels}; give 1 or more")
+        require(self.weight >= 0, f"pkd.weight is {self.weight}; give 0 or more")
+        require(self.levels >= 1, f"pkd.levels is {self.levels}; give 1 or more")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -173,8 +118,8 @@ class FGDConfig(Section):
 
     def check_values(self) -> None:
         for name in ("weight", "foreground", "background", "attention", "relation"):
-            _require(getattr(self, name) >= 0, f"fgd.{name} is {getattr(self, name)}; give 0 or more")
-        _require(self.temperature > 0, f"fgd.temperature is {self.temperature}; give a positive number")
+            require(getattr(self, name) >= 0, f"fgd.{name} is {getattr(self, name)}; give 0 or more")
+        require(self.temperature > 0, f"fgd.temperature is {self.temperature}; give a positive number")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -221,17 +166,17 @@ class DataConfig(Section):
 
     def check_values(self) -> None:
         low, high = self.short_edge
-        _require(0 < low <= high, f"data.short_edge is {low} {high}; give a lowest and a highest edge in pixels")
-        _require(self.square >= 0, f"data.square is {self.square}; give an edge in pixels, or 0")
-        _require(self.short_edge_step >= 1, f"data.short_edge_step is {self.short_edge_step}; give 1 or more")
-        _require(0 <= self.val_share < 1, f"data.val_share is {self.val_share}; give a share from 0 to below 1")
-        _require(self.split_seed >= 0, f"data.split_seed is {self.split_seed}; give 0 or more")
-        _require(0 <= self.flip <= 1, f"data.flip is {self.flip}; give a probability from 0 to 1")
-        _require(self.workers >= 0, f"data.workers is {self.workers}; give 0 or more")
+        require(0 < low <= high, f"data.short_edge is {low} {high}; give a lowest and a highest edge in pixels")
+        require(self.square >= 0, f"data.square is {self.square}; give an edge in pixels, or 0")
+        require(self.short_edge_step >= 1, f"data.short_edge_step is {self.short_edge_step}; give 1 or more")
+        require(0 <= self.val_share < 1, f"data.val_share is {self.val_share}; give a share from 0 to below 1")
+        require(self.split_seed >= 0, f"data.split_seed is {self.split_seed}; give 0 or more")
+        require(0 <= self.flip <= 1, f"data.flip is {self.flip}; give a probability from 0 to 1")
+        require(self.workers >= 0, f"data.workers is {self.workers}; give 0 or more")
 
     def check_together(self) -> None:
         high = self.short_edge[1]
-        _require(self.long_edge >= high, f"data.long_edge is {self.long_edge}; give at least short_edge, {high}")
+        require(self.long_edge >= high, f"data.long_edge is {self.long_edge}; give at least short_edge, {high}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -254,16 +199,16 @@ class OptimizerConfig(Section):
     """Gradients of student and generators together are clipped to this L2 norm."""
 
     def check_values(self) -> None:
-        _require(self.lr > 0, f"optimizer.lr is {self.lr}; give a positive rate")
-        _require(self.base_batch > 0, f"optimizer.base_batch is {self.base_batch}; give 1 or more")
-        _require(0 <= self.momentum < 1, f"optimizer.momentum is {self.momentum}; give a number from 0 to below 1")
-        _require(self.weight_decay >= 0, f"optimizer.weight_decay is {self.weight_decay}; give 0 or more")
-        _require(0 < self.backbone_share <= 1, f"optimizer.backbone_share is {self.backbone_share}; give over 0 to 1")
-        _require(self.clip_norm > 0, f"optimizer.clip_norm is {self.clip_norm}; give a positive norm")
+        require(self.lr > 0, f"optimizer.lr is {self.lr}; give a positive rate")
+        require(self.base_batch > 0, f"optimizer.base_batch is {self.base_batch}; give 1 or more")
+        require(0 <= self.momentum < 1, f"optimizer.momentum is {self.momentum}; give a number from 0 to below 1")
+        require(self.weight_decay >= 0, f"optimizer.weight_decay is {self.weight_decay}; give 0 or more")
+        require(0 < self.backbone_share <= 1, f"optimizer.backbone_share is {self.backbone_share}; give over 0 to 1")
+        require(self.clip_norm > 0, f"optimizer.clip_norm is {self.clip_norm}; give a positive norm")
 
     def check_together(self) -> None:
         lr = self.lr * 16 / self.base_batch
-        _require(
+        require(
             self.name != "adamw" or lr < SGD_RATES_FROM,
             f"optimizer.lr is {self.lr:g}, a rate for sgd, but optimizer.name is adamw, which diverges at it; give "
             f"optimizer.lr too, e.g. {0.0001 * self.base_batch / 16:g}",
@@ -289,11 +234,11 @@ class ScheduleConfig(Section):
     """The first step's share of the rate."""
 
     def check_values(self) -> None:
-        _require(self.epochs >= 1, f"schedule.epochs is {self.epochs}; give 1 or more")
-        _require(all(drop >= 1 for drop in self.drops), f"schedule.drops is {self.drops}; give epochs from 1 on")
-        _require(0 <= self.cosine_floor <= 1, f"schedule.cosine_floor is {self.cosine_floor}; give a share from 0 to 1")
-        _require(self.warmup_steps >= 0, f"schedule.warmup_steps is {self.warmup_steps}; give 0 or more")
-        _require(0 <= self.warmup_ratio <= 1, f"schedule.warmup_ratio is {self.warmup_ratio}; give a share from 0 to 1")
+        require(self.epochs >= 1, f"schedule.epochs is {self.epochs}; give 1 or more")
+        require(all(drop >= 1 for drop in self.drops), f"schedule.drops is {self.drops}; give epochs from 1 on")
+        require(0 <= self.cosine_floor <= 1, f"schedule.cosine_floor is {self.cosine_floor}; give a share from 0 to 1")
+        require(self.warmup_steps >= 0, f"schedule.warmup_steps is {self.warmup_steps}; give 0 or more")
+        require(0 <= self.warmup_ratio <= 1, f"schedule.warmup_ratio is {self.warmup_ratio}; give a share from 0 to 1")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -325,11 +270,11 @@ class TrainConfig(Section):
 
     def check_values(self) -> None:
         for name in ("batch", "accumulate", "log_every", "save_every"):
-            _require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; give 1 or more")
-        _require(self.eval_every >= 0, f"train.eval_every is {self.eval_every}; give 0 or more")
-        _require(self.seed >= 0, f"train.seed is {self.seed}; give 0 or more")
-        _require(self.stop_after >= 0, f"train.stop_after is {self.stop_after}; give 0 or more")
-        _require(len(self.metrics) > 0, "train.metrics is empty; give bbox, segm or both")
+            require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; give 1 or more")
+        require(self.eval_every >= 0, f"train.eval_every is {self.eval_every}; give 0 or more")
+        require(self.seed >= 0, f"train.seed is {self.seed}; give 0 or more")
+        require(self.stop_after >= 0, f"train.stop_after is {self.stop_after}; give 0 or more")
+        require(len(self.metrics) > 0, "train.metrics is empty; give bbox, segm or both")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -395,7 +340,7 @@ class Config(Section):
 
     def to_dict(self) -> dict[str, Any]:
         """This config as plain dicts, lists and scalars, ready for JSON."""
-        result: dict[str, Any] = _plain(dataclasses.asdict(self))
+        result: dict[str, Any] = plain(dataclasses.asdict(self))
         return result
 
     @classmethod
@@ -405,7 +350,7 @@ class Config(Section):
         Raises:
             UserError: a field is unknown or of another type, or one without a default is missing.
         """
-        config: Config = _read(cls, _modern(values), "config")
+        config: Config = read(cls, _modern(values), "config")
         return config
 
 
@@ -421,64 +366,3 @@ def _modern(values: Any) -> Any:
         values["mgd"] = {name: value for name, value in mgd.items() if name != "inherit"}
         values.setdefault("inherit", mgd["inherit"])
     return values
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """`value`, checked against the type `kind` and turned into it; `where` names it in errors."""
-    origin, args = get_origin(kind), get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _read_section(kind, value, where)
-    if origin in (types.UnionType, typing.Union):
-        return _read_union(args, value, where)
-    if origin is tuple and isinstance(value, list | tuple):
-        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        if len(kinds) == len(value):
-            return tuple(_read(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
-    elif origin is Literal:
-        if any(value == arg and type(value) is type(arg) for arg in args):
-            return value
-        if isinstance(value, str):
-            raise UserError(f"{where} is '{value}'{nearest(value, map(str, args))}")
-    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(kind, type) and type(value) is kind:
-        return value
-    name = kind.__name__ if isinstance(kind, type) and origin is None else str(kind)
-    raise UserError(f"{where} is {value!r}, not {name}")
-
-
-def _read_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
-    """`value` as the first of several types that it fits."""
-    if value is None and type(None) in kinds:
-        return None
-    problems = []
-    for kind in kinds:
-        if kind is not type(None):
-            try:
-                return _read(kind, value, where)
-            except UserError as error:
-                problems.append(str(error))
-    raise UserError(" or: ".join(dict.fromkeys(problems)))
-
-
-def _read_section(kind: Any, values: Any, where: str) -> Any:
-    if isinstance(values, kind):
-        return values
-    if not isinstance(values, dict):
-        raise UserError(f"{where} is {values!r}, not a section")
-    kinds = _kinds(kind)
-    for name in values:
-        if name not in kinds:
-            raise UserError(f"{where} has no field '{name}'{nearest(name, kinds)}")
-    for entry in dataclasses.fields(kind):
-        if entry.name not in values and entry.default is MISSING and entry.default_factory is MISSING:
-            raise UserError(f"{where} lacks the field '{entry.name}'")
-    return kind(**{name: _read(kinds[name], value, f"{where}.{name}") for name, value in values.items()})
