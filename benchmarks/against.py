@@ -154,13 +154,16 @@ def data(row: Row, folder: Path) -> Callable[[], object]:
     import torch
 
     from mgdet.data.batch import collate
-    from mgdet.data.coco import CocoDataset
+    from mgdet.data.coco import read_coco
+    from mgdet.data.dataset import DetectionDataset
     from mgdet.data.transforms import View
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     write_coco(folder)
-    dataset = CocoDataset(folder / "annotations.json", folder, training=True, masks=row.what == "masks")
+    masks = row.what == "masks"
+    records = read_coco(folder / "annotations.json", folder, masks=masks)
+    dataset = DetectionDataset(records, training=True, masks=masks)
 
     def run() -> None:
         for i in range(IMAGES_AT_ONCE):
