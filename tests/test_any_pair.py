@@ -9,11 +9,16 @@ from dataclasses import dataclass
 import cv2
 import pytest
 import torch
+import torch.distributed
+import torch.multiprocessing
 
+import mgdet.engine.loop as loop
 from mgdet.cli import main
+from mgdet.config import ModelConfig
+from mgdet.distributed import World
 from mgdet.interop.weights import read_checkpoint
 from mgdet.recipes import load_recipe
-from tiny import CLASSES, assert_same_state, records
+from tiny import CLASSES, assert_same_state, assert_same_tensors, records
 
 TORCHVISION = "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn"
 
@@ -45,13 +50,16 @@ PAIRS = {
 @pytest.fixture(scope="session")
 def hf_folder(tmp_path_factory):
     """An RT-DETRv2 as `save_pretrained` leaves it."""
+    return save_tiny("rt_detr_v2", tmp_path_factory.mktemp("hf") / "rtdetr")
+
+
+def save_tiny(model_type, folder, **settings):
     from transformers import AutoModelForObjectDetection
 
     from detectors.foreign.hf_tiny import shake, tiny_config
 
-    folder = tmp_path_factory.mktemp("hf") / "rtdetr"
     torch.manual_seed(0)
-    model = AutoModelForObjectDetection.from_config(tiny_config("rt_detr_v2"))
+    model = AutoModelForObjectDetection.from_config(tiny_config(model_type, **settings))
     shake(model)
     model.save_pretrained(folder)
     return folder
@@ -145,6 +153,14 @@ def test_settings_of_ours_are_refused_for_other_libraries(arguments, capsys):
     assert "teacher.channels does not apply to torchvision:" in capsys.readouterr().err
 
 
+def test_a_detector_of_one_size_asks_for_it_and_gets_it(arguments, tmp_path, capsys):
+    pair = Pair("ours", "torchvision:ssdlite320_mobilenet_v3_large", 1)
+    assert main([*arguments(pair, "run"), "--train.stop-after", "1"]) == 2
+    assert "takes images of 320 x 320 pixels only; give --data.square 320" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main([*arguments(pair, "run"), "--train.stop-after", "1", "--data.square", "320"]) == 0
+
+
 def test_a_backbone_is_no_student(arguments, capsys):
     assert main([*arguments(Pair("ours", "timm:test_vit", 1), "run")]) == 2
     assert "timm:test_vit only teaches" in capsys.readouterr().err
@@ -154,3 +170,56 @@ def test_the_recipe_of_any_pair_is_one_that_can_be_started():
     config = load_recipe("pair")
     config.check_together()
     assert config.teacher is not None and config.teacher.source and config.student.source
+
+
+MASK_RCNN = "mask_rcnn"
+TOGETHER = {
+    "rf_detr": {},
+    "rt_detr_v2": {},
+    "deformable_detr": {"two_stage": True, "with_box_refine": True, "two_stage_num_proposals": 12},
+    MASK_RCNN: None,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TOGETHER)
+def test_two_processes_end_with_equal_weights(name, tiny, tmp_path):
+    """Also where parameters reach no loss, and where one process has no object in its batch."""
+    if TOGETHER[name] is not None:
+        save_tiny(name, tmp_path / "student", **TOGETHER[name])
+    torch.multiprocessing.spawn(_one_of_two, (name, str(tiny.root), str(tiny.teacher), tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    assert_same_tensors(first, second)
+    start = torch.load(tmp_path / "start.pth")
+    assert sum(not torch.equal(start[key], value) for key, value in first.items()) > len(first) / 3
+
+
+def _one_of_two(rank, name, root, teacher, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    config = load_recipe("pair")
+    config.data.root, config.data.long_edge, config.data.short_edge, config.data.workers = root, 128, (112, 112), 0
+    config.teacher = ModelConfig(
+        detector="retinanet", backbone="test_resnet", channels=32, frozen_stages=0, norm_eval=False, weights=teacher
+    )
+    if name == MASK_RCNN:
+        config.student = ModelConfig(detector=name, backbone="test_resnet", channels=32)
+    else:
+        config.student = ModelConfig(detector=f"hf:{folder}/student", weights="random")
+    config.train.batch, config.train.stop_after, config.train.eval_every = 1, 2, 0
+    config.schedule.warmup_steps = 0
+    build = loop.build_models
+
+    def watched(*arguments, **options):
+        models = build(*arguments, **options)
+        if rank == 0:
+            torch.save({k: v.clone() for k, v in models.student.state_dict().items()}, folder / "start.pth")
+        found.append(models.student)
+        return models
+
+    found = []
+    loop.build_models = watched
+    world = World(rank=rank, size=2, device=torch.device("cpu"))
+    assert loop.train(config, folder / "run", resume=False, world=world) == 0
+    torch.save(found[0].state_dict(), folder / f"{rank}.pth")
+    torch.distributed.destroy_process_group()

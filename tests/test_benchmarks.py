@@ -35,7 +35,7 @@ def test_data(bench, tiny):
     assert bench("data.py", tiny.root, *where, "--workers", 0, 1, "--num-images", 6, "--masks", option="--json")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_reading(bench):
     results = bench("reading.py", "--images", 20, "--objects", 150, option="--out")
     assert [result["objects"] for result in results.values()] == [150, 150, 150]

@@ -102,10 +102,7 @@ def foreign_from(config: ModelConfig, classes: Sequence[str] | None, say: Say, *
         if getattr(config, name) != defaults[name]:
             raise UserError(f"{role}.{name} does not apply to {config.detector}; remove it")
     source, _, name = config.detector.partition(":")
-    detector = library(source).build(name, classes=classes, weights=config.weights, say=say)
-    for note in detector.notes:
-        say(f"{role}: {note}")
-    return detector
+    return library(source).build(name, classes=classes, weights=config.weights, say=lambda line: say(f"{role}: {line}"))
 
 
 def build_models(
@@ -124,6 +121,12 @@ def build_models(
         UserError: weights that do not fit, levels that cannot be paired, or a student that cannot inherit.
     """
     student = _student(config.student, classes, say, fresh=fresh, description=description)
+    native = student.native_size
+    if native is not None and (config.data.square, config.data.square) != native:
+        raise UserError(
+            f"{config.student.detector} takes images of {native[0]} x {native[1]} pixels only; give --data.square "
+            f"{native[0]}"
+        )
     if config.teacher is None or not (config.methods or fresh):
         return Models(DistilledStudent(student), None, "")
     teacher, checkpoint = _teacher(config.teacher, say)

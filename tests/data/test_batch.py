@@ -8,6 +8,7 @@ import torch
 
 from mgdet.data.batch import collate
 from mgdet.data.transforms import View, make_example
+from mgdet.errors import UserError
 
 
 @pytest.fixture
@@ -48,6 +49,33 @@ def test_padding_does_not_depend_on_what_lies_there(examples):
     batch.pixels[0, batch.sizes[0][0] :] += 1
     batch.pixels[1, :, batch.sizes[1][1] :] += 1
     assert torch.equal(batch.images(), before)
+
+
+@pytest.mark.parametrize(
+    ("multiple", "native", "shape"), [(32, None, (64, 96)), (28, None, (84, 112)), (32, (50, 70), (50, 70))]
+)
+def test_a_batch_is_fitted_by_its_padding_alone(examples, multiple, native, shape):
+    batch = collate(examples)
+    fitted = batch.fitted(multiple, native)
+    assert fitted.pixels.shape == (2, *shape, 3)
+    assert fitted.sizes == batch.sizes
+    for image, whole, (h, w) in zip(fitted.images(), batch.images(), batch.sizes):
+        assert torch.equal(image[:, :h, :w], whole[:, :h, :w])
+        assert not image[:, h:].any() and not image[:, :, w:].any()
+
+
+def test_an_image_beyond_the_native_size_is_refused(examples):
+    with pytest.raises(UserError, match=r"takes images of 48 x 48 pixels only; give --data\.square 48"):
+        collate(examples).fitted(32, (48, 48))
+
+
+def test_a_canvas_of_its_own_squashes_images_and_sizes_alike(examples):
+    batch = collate(examples)
+    images, sizes = batch.images_on((32, 48))
+    assert images.shape == (2, 3, 32, 48)
+    assert sizes == [(20, 35), (25, 30)]
+    same, own = batch.images_on((64, 96))
+    assert torch.equal(same, batch.images()) and own == batch.sizes
 
 
 def test_records_stay_in_order(examples):

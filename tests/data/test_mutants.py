@@ -23,7 +23,7 @@ def seed_file():
     return data
 
 
-@pytest.mark.parametrize("number", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [500, pytest.param(10_000, marks=pytest.mark.long)])
 def test_mutated_annotation_files(tmp_path, number):
     for i in range(3):
         cv2.imwrite(str(tmp_path / f"{i}.jpg"), np.zeros((neighbours.HEIGHT, neighbours.WIDTH, 3), np.uint8))

@@ -145,7 +145,7 @@ def test_changed_files(tmp_path, monkeypatch, name):
     assert os.listdir(tmp_path) == ["data"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", TARGETS)
 def test_many_changed_files(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

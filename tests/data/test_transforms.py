@@ -167,3 +167,13 @@ def test_one_mask_of_full_size_is_alive_at_a_time():
 
     assert resize_masks(Masks(), (15, 20), False).sum() == 20 * 15 * 20
     assert Masks.most <= 2
+
+
+def test_a_square_view_squashes_image_and_boxes():
+    boxes = np.array([[10, 10, 50, 30]], np.float32)
+    example = make_example(
+        np.zeros((40, 100, 3), np.uint8), View(0, 100, 50, False, 64), file="a.png", boxes=boxes, labels=np.array([0])
+    )
+    assert example.image.shape == (64, 64, 3)
+    assert example.scale == (0.64, 1.6)
+    np.testing.assert_allclose(example.target.boxes[0], [6.4, 16, 32, 48], rtol=1e-6)

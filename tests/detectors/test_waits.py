@@ -211,7 +211,7 @@ print(waits.memory_of(sys.argv[2], 800) - least)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads a process's memory as Linux gives it")
 @pytest.mark.parametrize("name", DETECTORS)
 def test_eight_hundred_objects_take_less_than_300_megabytes(name):

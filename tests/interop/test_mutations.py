@@ -198,7 +198,7 @@ def outcome(path: Path, detector: torch.nn.Module, ema: bool) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
-@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.long)])
 def test_nothing_but_a_sentence_or_a_clean_read(count, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = random.Random(7)

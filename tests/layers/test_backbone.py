@@ -139,7 +139,7 @@ def test_what_cannot_work_is_a_sentence(name, part):
         build_backbone(name, frozen_stages=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_families_of_timm_work_or_say_why_not(capsys):
     """Builds nearly a hundred networks; run with -s to see what works."""
     expected = [line.split() for line in FAMILIES.read_text().splitlines() if not line.startswith("#")]

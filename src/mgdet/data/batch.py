@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgdet.data.transforms import Example, padded_size
+from mgdet.errors import UserError
 from mgdet.structures import IMAGENET, Pixels, Target
 
 
@@ -54,10 +55,22 @@ class Batch:
             targets=[target.to(device, non_blocking) for target in self.targets],
         )
 
-    def padded(self, multiple: int) -> Batch:
-        """The same batch with H and W rounded up to multiples of `multiple`."""
+    def fitted(self, multiple: int, native: tuple[int, int] | None = None) -> Batch:
+        """The same batch as a detector takes it: H and W multiples of `multiple`, or exactly its native (h, w).
+
+        Only padding is added or taken away.
+
+        Raises:
+            UserError: an image is larger than the native size.
+        """
         height, width = self.pixels.shape[1:3]
-        below, beside = -height % multiple, -width % multiple
+        if native is None:
+            below, beside = -height % multiple, -width % multiple
+        else:
+            below, beside = native[0] - height, native[1] - width
+            if any(h > native[0] or w > native[1] for h, w in self.sizes):
+                only = f"the detector takes images of {native[0]} x {native[1]} pixels only"
+                raise UserError(f"{only}; give --data.square {native[0]}")
         return replace(self, pixels=F.pad(self.pixels, (0, 0, 0, beside, 0, below))) if below or beside else self
 
     def images(self, pixels: Pixels = IMAGENET) -> Tensor:

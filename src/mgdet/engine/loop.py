@@ -334,7 +334,11 @@ class Run:
         return bool(self.world.mean(torch.tensor(float(self.stop.signal > 0), device=self.world.device)) > 0)
 
     def save(self) -> None:
-        """Saves the student and then the run: a run that dies between the two saves its student again."""
+        """Saves the student and then the run: a run that dies between the two saves its student again.
+
+        All processes call it: they go on with the first one's buffers, which are those that are saved.
+        """
+        self.world.share_buffers(self.student)
         if self.world.main:
             self._save_student(LAST_FILE)
         self.save_state()

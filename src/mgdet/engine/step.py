@@ -69,6 +69,9 @@ class Step:
         if world.size > 1:
             # It warns where a gradient of a 1x1 convolution comes in another, equivalent order in memory.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            # Constants would travel with every forward; what norms gather is shared where it is read or saved. Newer
+            # versions of torch warn of this name and have no other that leaves buffers alone.
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
             self.model = DistributedDataParallel(
                 self.student,
                 device_ids=[world.device] if world.device.type == "cuda" else None,
@@ -119,8 +122,9 @@ class Step:
 
     def _forward_backward(self, batch: Batch, *, last: bool) -> dict[str, Tensor]:
         """The losses of one micro-batch, their sum first; gradients join over processes with the `last`."""
-        batch = batch.to(self.world.device, non_blocking=True).padded(self.student.student.multiple)
-        images = batch.images(self.student.student.pixels).contiguous(memory_format=torch.channels_last)
+        face = self.student.student
+        batch = batch.to(self.world.device, non_blocking=True).fitted(face.multiple, face.native_size)
+        images = batch.images(face.pixels).contiguous(memory_format=torch.channels_last)
         apart = not last and isinstance(self.model, DistributedDataParallel)
         with self.model.no_sync() if apart else contextlib.nullcontext():  # type: ignore[operator]
             with self.autocast():

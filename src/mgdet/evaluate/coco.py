@@ -219,6 +219,6 @@ def run_detector(
 @torch.inference_mode()
 def detect(detector: Face, batch: Batch, amp: str = "off") -> list[Detections]:
     """What a detector finds in a batch on its device, one `Detections` per image, in pixels of the image files."""
-    batch = batch.padded(detector.multiple)
+    batch = batch.fitted(detector.multiple, detector.native_size)
     with autocast(batch.pixels.device, amp):
         return detector.find(batch.images(detector.pixels), batch.sizes, batch.scales)

@@ -163,7 +163,7 @@ def test_wrong_names_get_the_nearest(name, weights, message):
 ONE_SIZE = ("maxvit", "hiera", "efficientformerv2", "coat", "gcvit", "mvitv2")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_every_kind_of_backbone_teaches(name):
     teacher = teacher_of(name)

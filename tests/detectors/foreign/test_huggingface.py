@@ -117,7 +117,7 @@ def test_losses_of_other_settings_are_the_librarys_own_too(variant):
     assert any(name.startswith(detector.backbone_prefixes) for name, _ in detector.named_parameters())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "lw_detr"])  # by default it has no level
 def test_default_settings_of_every_detector(kind):
     torch.manual_seed(0)
@@ -267,7 +267,7 @@ def test_an_exported_folder_is_whole(tmp_path, kind):
         detector.export(tmp_path / "out")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["rt_detr_v2", "detr"])
 def test_the_library_alone_reads_an_export(tmp_path, kind):
     detector = detector_of(kind, classes=("nut", "bolt")).eval()

@@ -14,7 +14,7 @@ from mgdet.errors import UserError
 from mgdet.structures import Target
 
 FAST = (RETINA, MOBILE, SSDLITE)
-EACH = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in MODELS]
+EACH = [pytest.param(name, marks=[] if name in FAST else pytest.mark.long) for name in MODELS]
 
 
 def batch(name: str) -> tuple[list, list, list[tuple[int, int]]]:

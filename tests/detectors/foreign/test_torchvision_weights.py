@@ -22,7 +22,7 @@ from mgdet.detectors.foreign.torchvision_detector import TorchvisionDetector
 from mgdet.errors import UserError
 from tiny import assert_same_tensors
 
-EACH_FILE = [pytest.param(name, marks=[] if name == SSDLITE else pytest.mark.slow) for name in MODELS]
+EACH_FILE = [pytest.param(name, marks=[] if name == SSDLITE else pytest.mark.long) for name in MODELS]
 
 
 def sensitive(detector: TorchvisionDetector) -> TorchvisionDetector:
@@ -124,7 +124,7 @@ def test_pretrained_is_torchvisions_own_and_keeps_the_columns_that_the_data_know
     assert_same_model(again, ours)
 
 
-@pytest.mark.parametrize("name", [SSDLITE, pytest.param(MASK, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [SSDLITE, pytest.param(MASK, marks=pytest.mark.long)])
 def test_unknown_classes_get_a_new_head_also_where_their_number_is_equal(hub, name):
     lay_coco(hub, name)
     torch.manual_seed(0)
@@ -177,7 +177,7 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "start"),
     [*((name, "random") for name in MODELS), *((name, "COCO_V1") for name in (RETINA, MASK, SSDLITE))],
@@ -209,7 +209,7 @@ def test_torchvision_alone_reads_what_was_exported(hub, tmp_path, name, start):
             assert torch.equal(own.masks, other["masks"][kept, 0] > 0.5)
 
 
-@pytest.mark.parametrize("name", [SSDLITE, pytest.param(RETINA, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [SSDLITE, pytest.param(RETINA, marks=pytest.mark.long)])
 def test_what_was_exported_comes_back_with_its_classes(hub, tmp_path, name):
     lay_coco(hub, name)
     ours = build(name, classes=("person", "dog"), weights="COCO_V1", say=silent)
@@ -241,7 +241,7 @@ def test_export_says_what_is_wrong_with_the_file(tmp_path, out, message):
         detector_of(reference(SSDLITE), SSDLITE).export(tmp_path / out)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_plain_file_with_frozen_norms(hub, tmp_path):
     lay_coco(hub, MOBILE)
     lines = []
