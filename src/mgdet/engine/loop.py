@@ -222,9 +222,12 @@ class Run:
             if self.step % train.log_every == 0 or self.step == self.total_steps:
                 self._log()
             self.evaluated = not (ends_epoch and self._evaluation_is_due())
+            saving = ends_epoch or self.step % train.save_every == 0 or self.step == last
+            if stopping or saving:
+                self.world.share_buffers(self.student)  # all go on with those that are saved
             if stopping:
                 raise Interrupted
-            if ends_epoch or self.step % train.save_every == 0 or self.step == last:
+            if saving:
                 self.save()
                 if not self.evaluated:
                     self._evaluate()
@@ -334,11 +337,7 @@ class Run:
         return bool(self.world.mean(torch.tensor(float(self.stop.signal > 0), device=self.world.device)) > 0)
 
     def save(self) -> None:
-        """Saves the student and then the run: a run that dies between the two saves its student again.
-
-        All processes call it: they go on with the first one's buffers, which are those that are saved.
-        """
-        self.world.share_buffers(self.student)
+        """Saves the student and then the run: a run that dies between the two saves its student again."""
         if self.world.main:
             self._save_student(LAST_FILE)
         self.save_state()
