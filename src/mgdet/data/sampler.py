@@ -10,7 +10,7 @@ from mgdet.data.transforms import View
 
 
 class TrainSampler:
-    """Yields views for ever, one micro-batch of this rank at a time.
+    """Yields views without end, one micro-batch of this rank at a time.
 
     One step takes `batch * accumulate * world_size` images of one orientation. An epoch shuffles each orientation,
     fills it up with its own images to whole steps, and shuffles the steps. All ranks together draw the same views
@@ -36,8 +36,8 @@ class TrainSampler:
         start_step: int = 0,
     ) -> None:
         """Args:
-        portrait: one flag an image of the data set, at least one image.
-        batch: images a micro-batch.
+        portrait: one flag per image of the data set, at least one image.
+        batch: images per micro-batch.
         accumulate: micro-batches a step.
         rank: this process, 0 .. world_size - 1.
         world_size: number of processes.
@@ -80,7 +80,7 @@ class TrainSampler:
             epoch, step = epoch + 1, 0
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Image indices, short edges and flips of one epoch, each (steps, images a step)."""
+        """Image indices, short edges and flips of one epoch, each (steps, images per step)."""
         rng = np.random.default_rng((self._seed, epoch))
         steps = []
         for group in self._groups:

@@ -50,7 +50,7 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
     Args:
         config: the run.
         folder: the run's folder.
-        resume: go on with the run in `folder`, or start it if it has not come to its first save.
+        resume: resume the run in `folder`, or start it if it has not come to its first save.
         world: this process among the others.
 
     Returns:

@@ -30,7 +30,7 @@ from mgdet.structures import Detections
 METRICS = ("bbox", "segm")
 
 # COCO's twelve numbers: which array of the evaluator, and where in it. IoU thresholds are 0.50 to 0.95 in steps of
-# 0.05, areas are all, small, medium and large, and detections an image are at most 1, 10 and 100.
+# 0.05, areas are all, small, medium and large, and detections per image are at most 1, 10 and 100.
 _ALL_IOUS, _IOU_50, _IOU_75 = slice(None), slice(0, 1), slice(5, 6)
 _STATS: dict[str, tuple[str, slice, int, int]] = {
     "AP": ("precision", _ALL_IOUS, 0, 2),
@@ -55,7 +55,7 @@ class CocoScores:
 
     stats: COCO's twelve numbers in COCO's order. AP is "Average Precision (AP) @[ IoU=0.50:0.95 | area=all |
         maxDets=100 ]"; AP50 and AP75 are the same at one IoU; APs, APm, APl at one area (up to 32^2, up to 96^2,
-        above); AR1, AR10, AR100 are "Average Recall (AR)" at so many detections an image; ARs, ARm, ARl at one area.
+        above); AR1, AR10, AR100 are "Average Recall (AR)" at so many detections per image; ARs, ARm, ARl at one area.
     per_class: AP, AP50, AP75, APs, APm and APl for each class name, by label; names that occur twice also have the id.
     """
 

@@ -95,7 +95,7 @@ def build_backbone(name: str, *, frozen_stages: int, deformable: bool = False, p
 
 
 def freeze_stages(backbone: nn.Module, num_stages: int) -> None:
-    """Takes the gradient from every parameter that the output of the first `num_stages` stages depends on."""
+    """Freezes every parameter that the output of the first `num_stages` stages depends on."""
     if num_stages == 0:
         return
     training = backbone.training

@@ -50,11 +50,11 @@ class Recipe:
 
 
 def coco_r50(detector: str, *, lr: float, schedule: ScheduleConfig) -> Config:
-    """A detector with an ImageNet ResNet-50 that trains alone on COCO, 16 images a step at one scale.
+    """A detector with an ImageNet ResNet-50 that trains alone on COCO, 16 images per step at one scale.
 
     Args:
         detector: a key of `mgdet.detectors.build.DETECTORS`.
-        lr: learning rate for 16 images a step.
+        lr: learning rate for 16 images per step.
         schedule: when it drops.
     """
     return Config(
