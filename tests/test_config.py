@@ -130,3 +130,17 @@ class TestReading:
 @dataclass(kw_only=True, slots=True)
 class Union(Section):
     value: int | str | tuple[int, ...] | None
+
+
+def test_a_run_from_before_inherit_was_the_runs_is_read_as_it_was_meant():
+    config = distilled()
+    old = config.to_dict()
+    for section in ("pkd", "fgd", "pairing", "inherit"):
+        del old[section]
+    old["mgd"] |= {"inherit": True}
+    assert Config.from_dict(old) == config
+    old["mgd"]["inherit"] = False
+    assert Config.from_dict(old).inherit is False
+    before = alone().to_dict()
+    before["mgd"] = None
+    assert Config.from_dict(before) == alone()

@@ -114,3 +114,41 @@ def test_a_teacher_without_a_checkpoint_is_refused(weights, tiny):
     config.teacher = replace(config.teacher, weights=weights)
     with pytest.raises(UserError, match=r"needs the checkpoint of a trained detector|--teacher\.weights"):
         start(config)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_teacher_of_other_classes_teaches_by_its_maps(named, tiny, tmp_path):
+    classes = tuple(f"thing {i}" for i in range(7))
+    write_detector(tmp_path / "other.pth", seed=4, classes=classes)
+    if not named:
+        content = torch.load(tmp_path / "other.pth", weights_only=True)
+        torch.save(content["state_dict"], tmp_path / "other.pth")
+    config, said = tiny.config(), []
+    config.teacher.weights = str(tmp_path / "other.pth")
+    config.inherit = False
+    models = start(config, said=said)
+    assert models.teacher.detector.num_classes == 7
+    assert models.student.student.num_classes == len(CLASSES)
+    assert "the teacher knows other classes than the data (7); only its maps are used" in said
+    config.inherit = True
+    with pytest.raises(UserError, match="--no-inherit"):
+        start(config)
+
+
+def test_inheriting_alone_runs_no_teacher(tiny):
+    config, said = tiny.config(), []
+    config.mgd.weight = 0.0
+    models = start(config, said=said)
+    assert models.teacher is None and not models.student.distill_losses
+    assert "the student only inherits, so the teacher is not run" in said
+
+
+def test_methods_add_up(tiny):
+    config = tiny.config()
+    config.pkd.weight, config.fgd.weight = 6.0, 1.0
+    names = start(config).student.distill_losses.keys()
+    assert names == {
+        *(f"loss_mgd_fpn_{i}" for i in range(5)),
+        *(f"loss_pkd_fpn_{i}" for i in range(4)),
+        *(f"loss_fgd_fpn_{i}" for i in range(5)),
+    }
