@@ -45,3 +45,13 @@ def test_reading(bench):
 def test_evaluate(bench, tiny, metric):
     annotations = tiny.root / "annotations/val.json"
     assert bench("evaluate.py", annotations, "--detections", 3, "--metric", metric, option="--out")
+
+
+@pytest.mark.slow
+def test_against_compares_two_checkouts(bench):
+    here = BENCHMARKS.parent
+    found = bench("against.py", here, here, "--rows", "data boxes", "--rounds", 3, option="--json")
+    (row,) = found["results"]
+    assert row["row"] == "data boxes"
+    assert 0 < row["new / old"] < 100
+    assert row["to the original"] == pytest.approx(0.53 * row["new / old"])

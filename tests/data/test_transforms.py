@@ -177,3 +177,19 @@ def test_a_square_view_squashes_image_and_boxes():
     assert example.image.shape == (64, 64, 3)
     assert example.scale == (0.64, 1.6)
     np.testing.assert_allclose(example.target.boxes[0], [6.4, 16, 32, 48], rtol=1e-6)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("size", [(30, 47), (97, 201), (60, 80), (1, 1)])
+def test_masks_are_resized_as_opencv_resizes_them_whole(size, flipped):
+    rng = np.random.default_rng(0)
+    masks = [np.zeros((60, 80), np.uint8) for _ in range(4)]
+    masks[0][10:25, 30:70] = rng.integers(0, 2, (15, 40))
+    masks[1][:] = 1
+    masks[2][59, 79] = 1  # and the last is empty
+    resized = resize_masks(masks, size, flipped)
+    height, width = size
+    for own, mask in zip(resized, masks):
+        whole = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+        np.testing.assert_array_equal(own[:height, :width], cv2.flip(whole, 1) if flipped else whole)
+        assert not own[height:].any() and not own[:, width:].any()

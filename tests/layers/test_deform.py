@@ -37,9 +37,11 @@ def relative(mine: Tensor, theirs: Tensor) -> float:
     return ((mine - theirs).abs().max() / theirs.abs().max()).item()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["plain", "channels last"])
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients_are_torchvisions(case):
+def test_values_and_gradients_are_torchvisions(case, layout):
     tensors, options = draw(case)
+    tensors = [tensor.detach().contiguous(memory_format=layout).requires_grad_() for tensor in tensors]
     mine, theirs = deform_conv2d(*tensors, **options), torchvision.ops.deform_conv2d(*tensors, **options)
     assert mine.shape == theirs.shape
     assert relative(mine, theirs) < 8e-7

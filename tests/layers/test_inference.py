@@ -56,10 +56,11 @@ def test_it_shares_what_it_does_not_change():
     assert form.backbone.conv1[0].weight.data_ptr() != detector.backbone.conv1[0].weight.data_ptr()
 
 
-def test_deformable_convolutions_keep_their_norms():
-    detector = detector_with("resnet26", deformable=True)
+@pytest.mark.parametrize("backbone", ["resnet26", "resnext50_32x4d"])
+def test_deformable_convolutions_keep_their_norms(backbone):
+    detector = detector_with(backbone, deformable=True)
     form, images = inference_form(detector), torch.randn(1, 3, 64, 64)
-    assert norms(form) == sum(hasattr(module, "conv_offset") for module in detector.modules()) == 6
+    assert norms(form) == sum(hasattr(module, "conv_offset") for module in detector.modules()) > 0
     with torch.no_grad():
         for own, other in zip(form.pyramid(images).maps, detector.eval().pyramid(images).maps):
             torch.testing.assert_close(own, other, rtol=0, atol=1e-4 * other.std().item())

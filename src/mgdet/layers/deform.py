@@ -47,7 +47,9 @@ def deform_conv2d(
     points_y = (points[:, :, 0] + start_y[:, :, None]).flatten(2)
     points_x = (points[:, :, 1] + start_x[:, None, :]).flatten(2)
     images = x.permute(0, 2, 3, 1).contiguous()
-    each = [_ConvolveAt.apply(*own, weight.flatten(2)) for own in zip(images, points_y, points_x)]
+    # In plain order: of a channels-last weight a convolution over groups in `_convolve` reads wrong numbers.
+    plain_weight = weight.flatten(2).contiguous()
+    each = [_ConvolveAt.apply(*own, plain_weight) for own in zip(images, points_y, points_x)]
     return torch.stack(each).unflatten(1, (down, across)).permute(0, 3, 1, 2)
 
 
