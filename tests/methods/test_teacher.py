@@ -60,5 +60,7 @@ def test_taps_in_bfloat16_are_near_those_in_float32(detector, images):
 def test_a_student_has_none_of_its_own():
     config = tiny.distilled()
     config.student.precision = "bf16"
-    with pytest.raises(UserError, match="student.precision is bf16, but a student trains in the precision of train.amp"):
+    with pytest.raises(
+        UserError, match="student.precision is bf16, but a student trains in the precision of train.amp"
+    ):
         config.check_teaching()
