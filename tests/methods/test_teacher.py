@@ -61,6 +61,6 @@ def test_a_student_has_none_of_its_own():
     config = tiny.distilled()
     config.student.precision = "bf16"
     with pytest.raises(
-        UserError, match="student.precision is bf16, but a student trains in the precision of train.amp"
+        UserError, match=r"student\.precision is bf16, but a student trains in the precision of train\.amp"
     ):
-        config.check_teaching()
+        config.check_together()
