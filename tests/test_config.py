@@ -144,3 +144,11 @@ def test_a_run_from_before_inherit_was_the_runs_is_read_as_it_was_meant():
     before = alone().to_dict()
     before["mgd"] = None
     assert Config.from_dict(before) == alone()
+
+
+@pytest.mark.parametrize(("name", "value"), [("canvas", (64, 64)), ("precision", "bf16")])
+def test_what_only_a_teacher_has_is_refused_on_a_student(name, value):
+    config = alone()
+    setattr(config.student, name, value)
+    with pytest.raises(UserError, match=rf"student\.{name} is "):
+        config.check_together()

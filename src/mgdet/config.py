@@ -325,6 +325,11 @@ class Config(Section):
                 f"student.precision is {self.student.precision}, but a student trains in the precision of train.amp; "
                 "give --train.amp, or --teacher.precision for its teacher"
             )
+        require(
+            self.student.canvas == (0, 0),
+            f"student.canvas is {self.student.canvas[0]} {self.student.canvas[1]}, but only a teacher has a canvas of its "
+            "own; give --data.square or --data.short-edge",
+        )
         if self.teacher is None and (self.methods or self.inherit):
             what = (
                 f"{self.methods[0]}.weight is {getattr(self, self.methods[0]).weight:g}"
