@@ -118,6 +118,7 @@ def test_the_library_alone_reads_what_export_writes_of_every_size(tmp_path):
     assert_read_alone(tmp_path, [detector_of(name) for name in MODELS])
 
 
+@pytest.mark.slow
 def test_the_library_alone_reads_what_export_writes(hub, tmp_path):
     # The third has class towers as wide as those for COCO's classes.
     lay(hub / FILES[TINY], TINY)
@@ -226,6 +227,14 @@ def test_what_is_wrong_is_one_sentence(hub, tmp_path, monkeypatch, capsys):
         ours.export(tmp_path / "tiny.onnx")
     with pytest.raises(UserError, match=r"the folder .*nowhere.* does not exist"):
         ours.export(tmp_path / "nowhere" / "tiny.pt")
+
+
+def test_a_missing_library_is_one_sentence_that_names_the_extra(monkeypatch):
+    for module in [name for name in sys.modules if name.partition(".")[0] == "libreyolo"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "libreyolo", None)
+    with pytest.raises(UserError, match=r"need libreyolo: pip install 'mgdet\[yolo\]'$"):
+        build(NANO, classes=CLASSES, weights="random", say=silent)
 
 
 def test_without_a_network_one_sentence_comes_soon_and_the_librarys_own_folder_counts(hub, monkeypatch):
