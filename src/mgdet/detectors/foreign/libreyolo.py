@@ -112,7 +112,8 @@ def require() -> None:
     try:
         import libreyolo.models  # noqa: F401
     except ImportError as error:
-        raise UserError(f"libreyolo: models need {error.name or error}: pip install 'mgdet[yolo]'") from None
+        missing = error.name.partition(".")[0] if error.name else error
+        raise UserError(f"libreyolo: models need {missing}: pip install 'mgdet[yolo]'") from None
     found = version("libreyolo")
     if tuple(int(part) for part in re.findall(r"\d+", found)[:2]) < OLDEST:
         wanted = ".".join(map(str, OLDEST))
