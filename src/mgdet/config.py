@@ -327,8 +327,8 @@ class Config(Section):
             )
         require(
             self.student.canvas == (0, 0),
-            f"student.canvas is {self.student.canvas[0]} {self.student.canvas[1]}, but only a teacher has a canvas of its "
-            "own; give --data.square or --data.short-edge",
+            f"student.canvas is {self.student.canvas[0]} {self.student.canvas[1]}, but only a teacher has a canvas of "
+            "its own; give --data.square or --data.short-edge",
         )
         if self.teacher is None and (self.methods or self.inherit):
             what = (
