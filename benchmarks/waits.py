@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ MASKING_OPERATORS = {"aten.index", "aten.index_put", "aten.index_put_", "aten._i
 WITHOUT_KERNEL = {"aten.empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty", "aten.new_empty_strided"}
 TO_HOST = {"tolist", "numpy", "cpu"}
 FROM_PYTHON = {"tensor", "as_tensor", "new_tensor"}
+SAME_DEVICE = ("torch.nn.utils.clip_grad", "torch.optim")
+"""Parts of torch that bring tensors of several devices together; here all are on one, and nothing moves."""
 
 
 class Work:
@@ -65,6 +68,7 @@ class _Calls(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         pageable = name == "new_tensor" or (name in FROM_PYTHON and kwargs.get("device") is not None)
         moved = name == "to" and any(isinstance(a, torch.device | str) for a in (*args[1:], kwargs.get("device")))
+        moved = moved and not sys._getframe(1).f_globals["__name__"].startswith(SAME_DEVICE)
         if name in TO_HOST or pageable or (moved and not kwargs.get("non_blocking")):
             self.work.waits[name] += 1
         return func(*args, **kwargs)

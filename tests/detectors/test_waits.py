@@ -20,6 +20,11 @@ from mgdet import MGD, DistilledStudent, build_detector
 from mgdet.detectors.build import DETECTORS
 from mgdet.layers import host, suppress
 from mgdet.layers.host import to_device, to_host
+from mgdet.methods.fgd import FGD
+from mgdet.methods.pairing import Pair
+from mgdet.methods.pkd import PKD
+from mgdet.methods.student import LevelMethod
+from mgdet.structures import Seen
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "waits.py"
 SIZE, SMALL = (64, 64), (32, 64)
@@ -144,6 +149,20 @@ def move_to_fake_cuda(model: torch.nn.Module) -> None:
                 module._buffers[name] = on_fake_cuda(value)
 
 
+def every_method(num_taps: int, channels: int, teacher_channels: int) -> list[LevelMethod]:
+    """All methods on all levels, with the convolutions that align widths."""
+    parts = {"temperature": 0.5, "foreground": 1e-3, "background": 5e-4, "attention": 5e-4, "relation": 5e-6}
+    methods = []
+    for level in range(num_taps):
+        for method in (
+            MGD(channels, teacher_channels, weight=1e-3, mask_ratio=0.5),
+            PKD(channels, teacher_channels, weight=6.0),
+            FGD(channels, teacher_channels, weight=1.0, **parts),
+        ):
+            methods.append(LevelMethod(method, Pair(level, level)))
+    return methods
+
+
 @pytest.mark.parametrize("amp", [None, torch.bfloat16])
 @pytest.mark.parametrize("name", DETECTORS)
 def test_on_cuda_everything_is_on_the_device_and_only_to_host_asks_for_values(name, amp, cuda_as_if, monkeypatch):
@@ -152,9 +171,10 @@ def test_on_cuda_everything_is_on_the_device_and_only_to_host_asks_for_values(na
     The few answers that the losses wait for are those of the same step on the CPU.
     """
     detector, answers = build(name), []
-    model = DistilledStudent(detector, [MGD(32, 32, weight=1e-3, mask_ratio=0.5) for _ in range(detector.num_taps)])
+    model = DistilledStudent(detector, every_method(detector.num_taps, 32, 64), standardised=True)
     targets, images = waits.scene(2, 3, SIZE), torch.randn(2, 3, *SIZE)
-    taps = [tap.detach() for tap in detector.pyramid(images).taps]
+    # A teacher of another width, and on a finer grid.
+    taps = [torch.randn(2, 64, 2 * tap.shape[2], 2 * tap.shape[3]) for tap in detector.pyramid(images).taps]
     monkeypatch.setattr(suppress, "_image_by_image", suppress._all_together)
 
     def ask(tensor: torch.Tensor) -> object:
@@ -163,7 +183,7 @@ def test_on_cuda_everything_is_on_the_device_and_only_to_host_asks_for_values(na
 
     with monkeypatch.context() as patched:
         replace_to_host(patched, ask)
-        expected = model(images, targets, taps)
+        expected = model(images, targets, Seen(taps, taps))
     replace_to_host(monkeypatch, lambda _: answers.pop(0))
     with FakeTensorMode(), PageableCopies():
         move_to_fake_cuda(model)
@@ -173,7 +193,7 @@ def test_on_cuda_everything_is_on_the_device_and_only_to_host_asks_for_values(na
         ]
         shown = [on_fake_cuda(tap) for tap in taps]
         with torch.autocast("cuda", dtype=amp, enabled=amp is not None):
-            losses = model(on_fake_cuda(images), there, shown)
+            losses = model(on_fake_cuda(images), there, Seen(shown, shown))
     assert not answers
     assert losses.keys() == expected.keys()
     for key, value in losses.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,18 +40,11 @@ class PaddedTargets(NamedTuple):
     def of(cls, targets: list[Target]) -> PaddedTargets:
         """Pads the targets of a batch; no wait, as the host knows how many objects there are."""
         device = targets[0].boxes.device
-        counts = [len(target.labels) for target in targets]
-        longest, rows, start = max(1, *counts), [], 0
-        for count in counts:
-            rows.append([*range(start, start + count), *[-1] * (longest - count)])
-            start += count
-        index = to_device(rows, device)
-        unit = to_device([UNIT_BOX], device)
-        boxes = torch.cat([*(target.boxes for target in targets), unit.to(targets[0].boxes.dtype)])
+        index = padding_index([len(target.labels) for target in targets], device)
         labels = torch.cat([*(target.labels for target in targets), targets[0].labels.new_zeros(1)])
         padded = [target.padded or (torch.inf, torch.inf) for target in targets]
         return cls(
-            boxes=boxes[index].float(),  # -1 reads the last
+            boxes=padded_boxes([target.boxes for target in targets], index),
             labels=labels[index],
             exists=index >= 0,
             limits=image_limits([target.size for target in targets], device),
@@ -79,6 +72,21 @@ class PaddedTargets(NamedTuple):
         return self.boxes.gather(1, match.clamp(min=0)[..., None].expand(-1, -1, 4))
 
 
-def image_limits(sizes: list[tuple[int, int]], device: torch.device) -> Tensor:
+def padding_index(counts: Sequence[int], device: torch.device) -> Tensor:
+    """(B, N) int64: where each image's objects lie among all of the batch, one after the other; -1 in the padding."""
+    longest, rows, start = max(1, *counts), [], 0
+    for count in counts:
+        rows.append([*range(start, start + count), *[-1] * (longest - count)])
+        start += count
+    return to_device(rows, device)
+
+
+def padded_boxes(boxes: Sequence[Tensor], index: Tensor) -> Tensor:
+    """B times (N_i, 4) as one (B, N, 4) float by `padding_index`; a unit box in the padding."""
+    unit = to_device([UNIT_BOX], index.device, boxes[0].dtype)
+    return torch.cat([*boxes, unit])[index].float()  # -1 reads the last
+
+
+def image_limits(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
     """(B, 4) float, the largest coordinates (w, h, w, h) of a box in images of (h, w)."""
     return to_device([(w, h, w, h) for h, w in sizes], device, torch.get_default_dtype())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
+from mgdet.layers.host import to_device
+from mgdet.layers.padding import image_limits, padded_boxes, padding_index
 from mgdet.methods.base import FeatureMethod, Truth, align, same_place
 
 BOXES_AT_ONCE = 64
@@ -135,13 +136,14 @@ def foreground_mask(truth: Truth, size: tuple[int, int]) -> Tensor:
         size: cells (H, W) of the map. It stands for each image without its padding, as in the original.
     """
     height, width = size
-    boxes = pad_sequence([own.float() for own in truth.boxes], batch_first=True)
-    present = pad_sequence([own.new_ones(len(own)) for own in truth.boxes], batch_first=True)
-    extent = boxes.new_tensor([[w, h, w, h] for h, w in truth.sizes])[:, None]
-    cells = boxes / extent * boxes.new_tensor([width, height, width, height])
+    device = truth.boxes[0].device
+    index = padding_index([len(own) for own in truth.boxes], device)
+    boxes = padded_boxes(truth.boxes, index)
+    extent = image_limits(truth.sizes, device)[:, None]
+    cells = boxes / extent * to_device([width, height, width, height], device, boxes.dtype)
     left, top = cells[..., 0].floor(), cells[..., 1].floor()
     right, bottom = cells[..., 2].ceil(), cells[..., 3].ceil()
-    weights = present / ((bottom + 1 - top) * (right + 1 - left))
+    weights = (index >= 0) / ((bottom + 1 - top) * (right + 1 - left))
     rows = torch.arange(height, device=boxes.device)
     columns = torch.arange(width, device=boxes.device)
     mask = boxes.new_zeros(len(boxes), height, width)
