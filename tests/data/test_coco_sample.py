@@ -76,7 +76,7 @@ def test_which_images(split):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_test_image_arrives_once_and_in_order(workers):
     dataset = open_split("val2017", training=False)
-    views = sampler.test_views(len(dataset), 0, 1, 160, 96)
+    views = [[view] for view in sampler.test_views(len(dataset), 160, 96)]
     batches = loader.test_loader(dataset, views, workers=workers, pin=False)
     assert [batch.image_ids[0] for batch in batches] == [info.id for info in dataset.images]
 

@@ -98,10 +98,15 @@ def test_one_orientation_alone():
     assert {view.index for batch in take(make(portrait=[True, True, True]), 2) for view in batch} == {0, 1, 2}
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_test_views_share_the_images_out(world_size):
-    shares = [samplers.test_views(7, rank, world_size, 1333, 800) for rank in range(world_size)]
-    assert [[view.index for view in share] for share in shares] == [
-        list(range(rank, 7, world_size)) for rank in range(world_size)
-    ]
-    assert {(v.long_edge, v.short_edge, v.flip) for share in shares for v in share} == {(1333, 800, False)}
+def test_every_image_has_one_test_view():
+    views = samplers.test_views(7, 1333, 800)
+    assert [view.index for view in views] == list(range(7))
+    assert {(v.long_edge, v.short_edge, v.flip) for v in views} == {(1333, 800, False)}
+
+
+def test_groups_are_of_one_size_and_full_but_for_the_last():
+    items = [(i, (32, 64) if i % 3 else (64, 32)) for i in range(11)]
+    groups = list(samplers.by_size(items, lambda item: item[1], 3))
+    assert [[i for i, _ in group] for group in groups] == [[1, 2, 4], [0, 3, 6], [5, 7, 8], [9], [10]]
+    impatient = samplers.by_size(items, lambda item: item[1], 8, most=4)
+    assert [[i for i, _ in group] for group in impatient] == [[0, 3], [1, 2, 4, 5], [6, 9], [7, 8, 10]]

@@ -1,6 +1,7 @@
 """Inference over a data set, with a detector whose detections can be foretold from the pixels."""
 
 import json
+import pickle
 
 import cv2
 import numpy as np
@@ -10,9 +11,11 @@ import torch.distributed
 import torch.multiprocessing
 from torch import Tensor, nn
 
+from mgdet import build_detector
 from mgdet.data.coco import read_coco
 from mgdet.data.dataset import DetectionDataset
 from mgdet.detectors.base import Detector
+from mgdet.evaluate.arrays import Arrays
 from mgdet.evaluate.coco import evaluate, run_detector
 from mgdet.structures import Detections, Pyramid
 
@@ -41,13 +44,15 @@ class Blobs(Detector):
 
     def detect(self, maps: list[Tensor], sizes, scales=None) -> list[Detections]:
         self.calls.append((self.training, torch.is_inference_mode_enabled(), [m.dtype for m in maps], sizes))
-        corner = maps[0][0, :, 0, 0]
+        return [self.blobs(*image) for image in zip(maps[0][:, :, 0, 0], sizes, scales, strict=True)]
+
+    def blobs(self, corner: Tensor, size, scale) -> Detections:
         count = 1 + int(corner.sum().item() * 10 % 6) if corner[0] > 0 else 0
-        (height, width), (x, y) = sizes[0], scales[0]
+        (height, width), (x, y) = size, scale
         steps = torch.arange(1, count + 1) / (count + 1)
         boxes = torch.stack([steps * 0, steps * 0, steps * width / x, steps * height / y], dim=1)
         scores = (corner[1] * steps).sigmoid().flip(0)
-        return [Detections(boxes, scores, torch.arange(count) % 2)]
+        return Detections(boxes, scores, torch.arange(count) % 2)
 
 
 def write_data(root, brightness):
@@ -65,7 +70,7 @@ def write_data(root, brightness):
     (root / "gt.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
 
 
-def run(root, detector, *, rank=0, world_size=1, amp="off", workers=0, progress=None):
+def run(root, detector, *, rank=0, world_size=1, amp="off", workers=0, **options):
     dataset = DetectionDataset(read_coco(root / "gt.json", root), training=False)
     return run_detector(
         detector,
@@ -77,7 +82,7 @@ def run(root, detector, *, rank=0, world_size=1, amp="off", workers=0, progress=
         workers=workers,
         rank=rank,
         world_size=world_size,
-        progress=progress,
+        **options,
     )
 
 
@@ -128,6 +133,82 @@ def test_progress_and_workers(tmp_path):
     results = run(tmp_path / "d", Blobs(), workers=1, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert results == run(tmp_path / "d", Blobs())
+
+
+def write_equals(root, number):
+    """Images of two padded sizes in turn, whose own sizes differ within each."""
+    root.mkdir()
+    rng = np.random.default_rng(1)
+    images = []
+    for i in range(number):
+        height, width = (48, 80 - 2 * (i // 2)) if i % 2 else (80 - 2 * (i // 2), 48)
+        cv2.imwrite(str(root / f"{i}.png"), rng.integers(100, 256, (height, width, 3), dtype=np.uint8))
+        images.append({"id": i, "file_name": f"{i}.png", "height": height, "width": width})
+    categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+    (root / "gt.json").write_text(json.dumps({"images": images, "annotations": [], "categories": categories}))
+
+
+@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn", "solo"])
+def test_batches_of_one_size_find_what_single_images_find(name, tmp_path):
+    write_equals(tmp_path / "d", 5)
+    torch.manual_seed(0)
+    detector = build_detector(name, backbone="test_resnet", num_classes=2, channels=32)
+    detector.score_threshold = detector.mask_threshold = detector.filter_threshold = 0.0
+    detector.max_detections = 10
+    seen, sizes, find = [], [], type(detector).find
+
+    def watched(self, images, *rest):
+        sizes.append(tuple(images.shape))
+        return find(self, images, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(detector), "find", watched)
+        single = run(tmp_path / "d", detector, batch=1)
+        together = run(tmp_path / "d", detector, batch=2, progress=lambda *numbers: seen.append(numbers))
+    assert [shape[0] for shape in sizes] == [1] * 5 + [2, 2, 1]
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+    assert len(single) == len(together) > 20
+    for one, other in zip(single, together, strict=True):
+        assert (one["image_id"], one["category_id"]) == (other["image_id"], other["category_id"])
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=1e-2)
+
+
+@pytest.mark.parametrize(("number", "often"), [(7, 2), (3, 1), (1, 0)])
+def test_both_processes_meet_equally_often(number, often, tmp_path, monkeypatch):
+    """Two of two images fill a batch, so the two have other numbers of batches and of images."""
+    write_equals(tmp_path / "d", number)
+    shares = []
+
+    def gather(share, into, dst):
+        shares.append(share)
+        if into is not None:
+            into[:] = shares
+
+    monkeypatch.setattr(torch.distributed, "gather_object", gather)
+    meetings = []
+    for rank in (1, 0):
+        results = run(
+            tmp_path / "d",
+            Blobs(),
+            rank=rank,
+            world_size=2,
+            batch=2,
+            together=lambda rank=rank: meetings.append(rank),
+        )
+    assert [meetings.count(rank) for rank in (0, 1)] == [often] * 2
+    assert results == run(tmp_path / "d", Blobs(), batch=2)
+
+
+def test_detections_travel_as_arrays():
+    """As dicts of Python they took 500 bytes each."""
+    number = 1000
+    boxes, labels = torch.rand(number, 4), torch.zeros(number, dtype=torch.int64)
+    arrays = Arrays.of(Detections(boxes[:], torch.rand(number), labels))
+    assert len(pickle.dumps(arrays)) < 30 * number
+    before = arrays.boxes.copy()
+    boxes.zero_()
+    np.testing.assert_array_equal(arrays.boxes, before)
 
 
 CASES = {

@@ -54,10 +54,10 @@ def train_loader(
 
 
 def test_loader(
-    dataset: DetectionDataset, views: Sequence[View], *, workers: int, pin: bool
+    dataset: DetectionDataset, groups: Sequence[list[View]], *, workers: int, pin: bool
 ) -> Generator[Batch, None, None]:
-    """Batches of one image, in the order of `views`; arguments and errors as in `train_loader`."""
-    return _batches(dataset, [[view] for view in views], workers=workers, pin=pin, stopping=_never)
+    """A batch for each group of views, in their order; arguments and errors as in `train_loader`."""
+    return _batches(dataset, groups, workers=workers, pin=pin, stopping=_never)
 
 
 class _BatchReader:

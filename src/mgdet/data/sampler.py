@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from mgdet.data.transforms import View
+
+T = TypeVar("T")
 
 
 class TrainSampler:
@@ -91,8 +96,28 @@ class TrainSampler:
         return indices, short_edges, rng.random(indices.shape) < self._flip
 
 
-def test_views(
-    num_images: int, rank: int, world_size: int, long_edge: int, short_edge: int, square: int = 0
-) -> list[View]:
-    """This rank's share of `num_images` images, each once and in order: `rank`, `rank + world_size`, ..."""
-    return [View(index, long_edge, short_edge, False, square) for index in range(rank, num_images, world_size)]
+def test_views(num_images: int, long_edge: int, short_edge: int, square: int = 0) -> list[View]:
+    """A view of each of `num_images` images, in order."""
+    return [View(index, long_edge, short_edge, False, square) for index in range(num_images)]
+
+
+def by_size(
+    items: Iterable[T], size: Callable[[T], tuple[int, int] | None], batch: int, *, most: float = math.inf
+) -> Iterator[list[T]]:
+    """Groups of `batch` items of one size each; only the last of a size may be smaller.
+
+    Args:
+        items: what waits for others of its size.
+        size: the padded (h, w) of an item.
+        batch: items in a group.
+        most: so many items wait at most; then the largest group goes as it is.
+    """
+    waiting: defaultdict[tuple[int, int] | None, list[T]] = defaultdict(list)
+    for item in items:
+        key = size(item)
+        waiting[key].append(item)
+        if len(waiting[key]) == batch:
+            yield waiting.pop(key)
+        elif sum(map(len, waiting.values())) >= most:
+            yield waiting.pop(max(waiting, key=lambda key: len(waiting[key])))
+    yield from waiting.values()

@@ -42,6 +42,10 @@ class View:
     flip: bool
     square: int = 0
 
+    def size_of(self, original: tuple[int, int]) -> tuple[int, int]:
+        """The (h, w) of an image as it is seen, from that of its file."""
+        return (self.square,) * 2 if self.square else resized_size(original, self.long_edge, self.short_edge)
+
 
 @dataclass(slots=True)
 class Example:
@@ -214,7 +218,7 @@ def make_example(
         masks: N arrays (H, W) uint8 of zeros and ones; None where boxes suffice.
     """
     original = (image.shape[0], image.shape[1])
-    size = (view.square,) * 2 if view.square else resized_size(original, view.long_edge, view.short_edge)
+    size = view.size_of(original)
     scale = (size[1] / original[1], size[0] / original[0])
     image = resize(image, size)
     boxes = resize_boxes(np.zeros((0, 4), np.float32) if boxes is None else boxes, scale, size)

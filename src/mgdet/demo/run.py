@@ -161,7 +161,7 @@ def _draw_detections(out: Path, root: Path, *, masks: bool) -> None:
     """Truth, student alone, student with MGD and teacher, side by side, on the first evaluation images."""
     records = read_coco(root / "annotations" / "val.json", root / "val", masks=masks)
     data = DetectionDataset(records, training=False, masks=masks)
-    views = test_views(PICTURES, 0, 1, max(IMAGE_SIZE), min(IMAGE_SIZE))
+    views = test_views(PICTURES, max(IMAGE_SIZE), min(IMAGE_SIZE))
     detectors = []
     for run in ("student", "distilled", "teacher"):
         checkpoint = read_checkpoint(out / run / LAST_FILE)

@@ -40,9 +40,6 @@ from mgdet.evaluate.coco import check_truth, evaluate, run_detector
 from mgdet.interop.weights import save_checkpoint
 from mgdet.models import Models, build_models, describe, has_masks
 
-IMAGES_BETWEEN_ASKING = 4
-"""An evaluation asks that often whether to stop: all processes together, so not at every image."""
-
 
 def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
     """Trains a student, with a teacher or alone, and leaves everything in `folder`.
@@ -300,12 +297,13 @@ class Run:
     def _evaluate(self) -> None:
         """Scores the student, keeps it if it is the best so far, and notes that this is done."""
         data, metrics = self.config.data, self.config.train.metrics
-        everyone_has = len(self.val_data) // self.world.size
         self.world.share_buffers(self.student)
 
         def progress(done: int, total: int) -> None:
             self.log.activity("evaluating", done, total)
-            if done % IMAGES_BETWEEN_ASKING == 0 and done <= everyone_has and self._somebody_stops():
+
+        def ask() -> None:
+            if self._somebody_stops():
                 raise Interrupted
 
         results = run_detector(
@@ -320,6 +318,7 @@ class Run:
             rank=self.world.rank,
             world_size=self.world.size,
             progress=progress,
+            together=ask,
         )
         if results is not None:
             scores = evaluate(self.val_data.records, results, metrics)

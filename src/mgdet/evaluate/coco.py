@@ -19,15 +19,19 @@ from mgdet.data.batch import Batch
 from mgdet.data.dataset import DetectionDataset
 from mgdet.data.loader import test_loader
 from mgdet.data.records import Id, Records
-from mgdet.data.sampler import test_views
+from mgdet.data.sampler import by_size, test_views
+from mgdet.data.transforms import View, padded_size
 from mgdet.detectors.face import Face
 from mgdet.errors import UserError, nearest
+from mgdet.evaluate.arrays import Arrays
 from mgdet.evaluate.truth import Truth, class_rows
 from mgdet.layers.inference import inference_form
 from mgdet.precision import autocast
 from mgdet.structures import Detections
 
 METRICS = ("bbox", "segm")
+IMAGES_AT_ONCE = 4
+"""Images per forward pass: enough for a GPU, while those that wait for others of their size stay few."""
 
 # COCO's twelve numbers: which array of the evaluator, and where in it. IoU thresholds are 0.50 to 0.95 in steps of
 # 0.05, areas are all, small, medium and large, and detections per image are at most 1, 10 and 100.
@@ -75,17 +79,7 @@ def coco_results(detections: Detections, image_id: Id, category_ids: Sequence[Id
         N dicts, in the order of the detections: image_id, category_id, bbox [x, y, w, h] in pixels, score, and with
         masks segmentation, a compressed RLE.
     """
-    corners = detections.boxes.double().cpu()
-    boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
-    results: list[dict[str, Any]] = [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, score, label in zip(boxes, detections.scores.tolist(), detections.labels.tolist())
-    ]
-    if detections.masks is not None:
-        for result, mask in zip(results, detections.masks.cpu().numpy()):
-            rle = hotcoco.mask.encode(mask)
-            result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
-    return results
+    return Arrays.of(detections).results(image_id, category_ids)
 
 
 def evaluate(
@@ -173,12 +167,14 @@ def run_detector(
     workers: int,
     rank: int,
     world_size: int,
+    batch: int = IMAGES_AT_ONCE,
     progress: Callable[[int, int], None] | None = None,
+    together: Callable[[], None] | None = None,
 ) -> list[dict[str, Any]] | None:
-    """Detects objects in all images of a data set, every process in its share, one image at a time.
+    """Detects objects in all images of a data set, every process in its share, in batches of one padded size.
 
-    The result does not depend on the number of processes. What runs is the detector's `inference_form`; the detector
-    itself stays as it is.
+    The result does not depend on the number of processes: the batches are the same. What runs is the detector's
+    `inference_form`; the detector itself stays as it is.
 
     Args:
         detector: on `device`; `detect` must give boxes in pixels of the image files.
@@ -191,29 +187,45 @@ def run_detector(
         workers: processes that read images, for each process here.
         rank: number of this process, 0 .. world_size - 1.
         world_size: number of processes; with more than one, the default process group gathers the results.
-        progress: called after every image with the number of images done and to do, of this process.
+        batch: images per forward pass.
+        progress: called after every batch with the number of images done and to do, of this process.
+        together: called after a batch, by every process equally often.
 
     Returns:
         On rank 0 the detections of all images in COCO's results format, in the order of the data set and best first;
         None on other ranks.
     """
-    views = test_views(len(dataset.images), rank, world_size, long_edge, short_edge, square)
-    loader = test_loader(dataset, views, workers=workers, pin=device.type == "cuda")
-    form = inference_form(detector)
-    share: list[list[dict[str, Any]]] = []
+    images = dataset.images
+    views = test_views(len(images), long_edge, short_edge, square)
+
+    def padded(view: View) -> tuple[int, int]:
+        return padded_size(view.size_of((images[view.index].height, images[view.index].width)))
+
+    groups = list(by_size(views, padded, batch))
+    everyone_has, groups = len(groups) // world_size, groups[rank::world_size]
+    loader = test_loader(dataset, groups, workers=workers, pin=device.type == "cuda")
+    form, total = inference_form(detector), sum(map(len, groups))
+    share: dict[int, Arrays] = {}
     with contextlib.closing(loader):
-        for batch in loader:
-            found = detect(form, batch.to(device, non_blocking=True), amp)
-            share += [coco_results(d, i, dataset.category_ids) for d, i in zip(found, batch.image_ids)]
+        for number, (group, pixels) in enumerate(zip(groups, loader)):
+            found = detect(form, pixels.to(device, non_blocking=True), amp)
+            share |= {view.index: Arrays.of(own) for view, own in zip(group, found, strict=True)}
             if progress is not None:
-                progress(len(share), len(views))
+                progress(len(share), total)
+            if together is not None and number < everyone_has:
+                together()
     shares: list[Any] | None = [share]
     if world_size > 1:
         shares = [None] * world_size if rank == 0 else None
         torch.distributed.gather_object(share, shares, dst=0)
     if shares is None:
         return None
-    return [result for i in range(len(dataset.images)) for result in shares[i % world_size][i // world_size]]
+    everything: dict[int, Arrays] = {index: own for part in shares for index, own in part.items()}
+    return [
+        result
+        for index, image in enumerate(images)
+        for result in everything.pop(index).results(image.id, dataset.category_ids)
+    ]
 
 
 @torch.inference_mode()

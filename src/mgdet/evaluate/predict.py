@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +19,11 @@ from mgdet.config import Config
 from mgdet.data.batch import collate
 from mgdet.data.coco_names import COCO_CLASSES
 from mgdet.data.pictures import depth_notes
+from mgdet.data.sampler import by_size
 from mgdet.data.transforms import Example, View, check_readable, make_example, read_image
 from mgdet.detectors.face import Face
 from mgdet.errors import UserError
-from mgdet.evaluate.coco import coco_results, detect
+from mgdet.evaluate.coco import IMAGES_AT_ONCE, coco_results, detect
 from mgdet.evaluate.draw import draw_detections
 from mgdet.evaluate.fonts import can_write
 from mgdet.evaluate.sources import Picture, find_pictures, listed
@@ -34,8 +34,6 @@ from mgdet.models import detector_from, load_detector
 from mgdet.structures import Detections
 
 JSON_FILE = "detections.json"
-BATCH = 4
-"""Images per forward pass: enough for a GPU, while the pictures that wait for others of their size stay few."""
 
 
 def predict(
@@ -45,7 +43,7 @@ def predict(
     recipe: Config | None,
     out: Path,
     score: float,
-    batch: int = BATCH,
+    batch: int = IMAGES_AT_ONCE,
     say: Callable[[str], None],
     ema: bool = False,
 ) -> list[dict[str, Any]]:
@@ -157,21 +155,14 @@ class _Waiting:
 
 
 def _groups(pictures: Sequence[Picture], view: View, batch: int) -> Iterator[list[_Waiting]]:
-    """The pictures in groups of one padded size and of `batch` each, only the last of a size may be smaller.
+    """The pictures in groups of one padded size; at most three times `batch` pictures wait in memory."""
 
-    At most three times as many pictures wait in memory; then the largest group goes as it is.
-    """
-    waiting: defaultdict[tuple[int, int] | None, list[_Waiting]] = defaultdict(list)
-    for index, picture in enumerate(pictures):
-        image = read_image(picture.file)
-        example = make_example(image, view, file=str(picture.file))
-        size = example.target.padded
-        waiting[size].append(_Waiting(index, image, example))
-        if len(waiting[size]) == batch:
-            yield waiting.pop(size)
-        elif sum(map(len, waiting.values())) >= 3 * batch:
-            yield waiting.pop(max(waiting, key=lambda key: len(waiting[key])))
-    yield from waiting.values()
+    def read() -> Iterator[_Waiting]:
+        for index, picture in enumerate(pictures):
+            image = read_image(picture.file)
+            yield _Waiting(index, image, make_example(image, view, file=str(picture.file)))
+
+    return by_size(read(), lambda waiting: waiting.example.target.padded, batch, most=3 * batch)
 
 
 def _make_folder(folder: Path) -> None:
