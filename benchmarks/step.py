@@ -28,11 +28,12 @@ from mgdet.data.open import open_splits
 from mgdet.data.sampler import TrainSampler
 from mgdet.detectors.build import detector_class
 from mgdet.distributed import World
+from mgdet.engine.compiled import compile_pyramids
 from mgdet.engine.step import Step
 from mgdet.methods.student import DistilledStudent
 from mgdet.methods.teacher import Teacher
 from mgdet.models import detector_from, with_methods
-from mgdet.precision import AMP_TYPES
+from mgdet.precision import AMP_TYPES, set_float32
 from mgdet.recipes import load_recipe
 
 PARTS = ("data", "teacher", "student forward", "methods", "backward", "update")
@@ -67,7 +68,7 @@ class Clock:
 class Bench:
     """The step of a recipe and its data."""
 
-    def __init__(self, config: Config, data: DetectionDataset, batch: int, amp: str, workers: int):
+    def __init__(self, config: Config, data: DetectionDataset, batch: int, amp: str, workers: int, compiled: bool):
         config.train.batch, config.train.amp = batch, amp
         world = World(rank=0, size=1, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self.device = world.device
@@ -76,6 +77,9 @@ class Bench:
         if config.teacher is not None and config.methods:
             teacher = Teacher(detector_from(config.teacher, len(data.classes)))
             model = with_methods(config, student, teacher.detector, lambda line: None)
+        if compiled:
+            list(compile_pyramids(model, teacher))
+        set_float32(world.device, exact=False)
         self.step = Step(model, teacher, config, world)
         self.step.model.train()
         sampler = TrainSampler(
@@ -144,6 +148,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--amp", choices=list(AMP_TYPES), default="off")
+    parser.add_argument("--compile", action="store_true", help="compile backbones and necks")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
     arguments = parser.parse_args()
@@ -161,12 +166,13 @@ def main() -> None:
         torch.manual_seed(0)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        bench = Bench(config, data, batch, arguments.amp, arguments.workers)
+        bench = Bench(config, data, batch, arguments.amp, arguments.workers, arguments.compile)
         results.append(measure(bench, batch, arguments.warmup, arguments.steps))
         print("  ".join(f"{key} {value:.4g}" for key, value in results[-1].items()), flush=True)
         del bench
     if arguments.out:
         content = {"recipe": arguments.recipe, "device": name, "amp": arguments.amp, "steps": arguments.steps}
+        content["compiled"] = arguments.compile
         arguments.out.write_text(json.dumps(content | {"torch": torch.__version__, "results": results}, indent=1))
 
 

@@ -251,6 +251,8 @@ class TrainConfig(Section):
     """Forward passes whose gradients make one step."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Automatic mixed precision; MGD and the detection losses stay in float32."""
+    compile: bool = False
+    """Compile backbones and necks with torch.compile, one graph for all image sizes; the first step takes minutes."""
     seed: int = 0
     """Seed of everything random: start weights, order of images, flips, masks, samplers."""
     log_every: int = 50

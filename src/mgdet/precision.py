@@ -1,4 +1,4 @@
-"""Numbers of half the size: which type a setting means, and the context in which a forward pass uses it."""
+"""How exact numbers are: the type that a setting means, the context that uses it, and what float32 means on a GPU."""
 
 from __future__ import annotations
 
@@ -10,3 +10,22 @@ AMP_TYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 def autocast(device: torch.device, amp: str) -> torch.autocast:
     """The autocast context of the setting `amp`, a key of `AMP_TYPES`; `off` turns autocast off."""
     return torch.autocast(device.type, dtype=AMP_TYPES[amp], enabled=amp != "off")
+
+
+def set_float32(device: torch.device, *, exact: bool) -> str:
+    """Decides for this process what a product of float32 is on a GPU; on a CPU it always is float32.
+
+    Args:
+        device: where the work is done.
+        exact: true float32, to measure and to predict; else TF32, which rounds factors to 10 bits and is several times
+            faster, to train.
+
+    Returns:
+        A sentence for the log; empty on a CPU.
+    """
+    if device.type != "cuda":
+        return ""
+    torch.set_float32_matmul_precision("highest" if exact else "high")
+    torch.backends.cudnn.allow_tf32 = not exact
+    kind = "true float32" if exact else "TF32: factors are rounded to 10 bits"
+    return f"products of float32 on the GPU are {kind}"

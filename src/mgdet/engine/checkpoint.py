@@ -26,6 +26,7 @@ FREE_TO_CHANGE = (
     "teacher.weights",
     "train.accumulate",
     "train.batch",
+    "train.compile",
     "train.eval_every",
     "train.log_every",
     "train.save_every",

@@ -29,6 +29,7 @@ from mgdet.engine.checkpoint import (
     make_folder,
     write_config,
 )
+from mgdet.engine.compiled import compile_pyramids
 from mgdet.engine.logging import RunLog
 from mgdet.engine.memory import peak_memory
 from mgdet.engine.nonfinite import stop_nonfinite
@@ -39,6 +40,7 @@ from mgdet.errors import Stalled, UserError
 from mgdet.evaluate.coco import check_truth, evaluate, run_detector
 from mgdet.interop.weights import save_checkpoint
 from mgdet.models import Models, build_models, describe, has_masks
+from mgdet.precision import set_float32
 
 
 def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
@@ -100,6 +102,9 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
     )
     if state is not None:
         state.check_teacher(folder, models.teacher_sha256)
+    if config.train.compile:
+        notes += compile_pyramids(models.student, models.teacher)
+    notes += filter(None, [set_float32(world.device, exact=False)])
     # Nothing is written before here: what is wrong with the input has been said.
     make_folder(folder)
     with (

@@ -31,6 +31,7 @@ from mgdet.files import atomic_write
 from mgdet.interop.weights import Checkpoint, count_classes, read_checkpoint
 from mgdet.layers.inference import inference_form
 from mgdet.models import detector_from, load_detector
+from mgdet.precision import set_float32
 from mgdet.structures import Detections
 
 JSON_FILE = "detections.json"
@@ -92,7 +93,9 @@ def predict(
         notes.append(f"no font here can write these classes, so the pictures show numbers: {', '.join(legend)}")
     for note in notes:
         say(note)
-    detector = inference_form(detector.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    set_float32(device, exact=True)
+    detector = inference_form(detector.to(device))
     report = _predict_all(detector, pictures, config, classes, out=out, score=score, batch=batch)
     total = sum(len(entry["objects"]) for entry in report)
     say(f"{total:,} objects in {len(report):,} images; pictures and {JSON_FILE} are in {out}")

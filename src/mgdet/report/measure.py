@@ -20,6 +20,7 @@ from mgdet.evaluate.coco import METRICS, CocoScores, check_truth, evaluate, run_
 from mgdet.files import atomic_write
 from mgdet.interop.weights import read_checkpoint
 from mgdet.models import has_masks, load_detector
+from mgdet.precision import set_float32
 
 LINES = {
     "AP": "average precision, IoU 0.50:0.95",
@@ -83,6 +84,7 @@ def test_checkpoint(
         check_truth(records, metrics)
     dataset = DetectionDataset(records, training=False)
     checkpoint = world.in_turn(lambda: read_checkpoint(source, ema=ema))
+    set_float32(world.device, exact=True)
     detector, line = load_detector(config.student, checkpoint, dataset.classes)
     with _progress(world) as progress:
         task = progress.add_task("testing", total=None)
