@@ -543,3 +543,19 @@ def test_a_run_from_the_first_command_to_the_last(tiny, folder, capsys):
     assert "done; the student is run/student_last.pth" in out
     assert out.count("run/student_best.pth: 126 tensors loaded") == 1
     assert (folder / "predictions" / "detections.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}),
+    ],
+)
+def test_memory_of_a_gpu_may_grow_unless_the_user_says_otherwise(before, after, monkeypatch):
+    environment = dict(before)
+    monkeypatch.setattr("os.environ", environment)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert main(["--version"]) == 0
+    assert environment == after

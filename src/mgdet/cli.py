@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -157,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     2: bad input, or a disk that is full. 130: Ctrl-C. 128 + n: signal n.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _let_memory_grow()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         _print(USAGE)
         return 0 if arguments else 2
@@ -179,6 +181,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"mgdet: {text}\n")
         return code
+
+
+def _let_memory_grow() -> None:
+    """Image sizes change from step to step; pieces of a GPU's memory that grow do not fragment. The user's word counts.
+
+    Read by torch when CUDA starts, which is later. Only Linux has it.
+    """
+    if sys.platform == "linux" and "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 def _explain(error: Exception, command: str) -> tuple[str, int]:

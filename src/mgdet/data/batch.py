@@ -43,6 +43,11 @@ class Batch:
         """(h, w) of each image without its padding, in pixels of the batch."""
         return [target.size for target in self.targets]
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the batch."""
+        own = [(target.boxes, target.labels, target.masks) for target in self.targets]
+        return [self.pixels, *(tensor for parts in own for tensor in parts if tensor is not None)]
+
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory."""
         return replace(self, pixels=self.pixels.pin_memory(), targets=[target.pin_memory() for target in self.targets])

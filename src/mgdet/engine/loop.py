@@ -19,6 +19,7 @@ from mgdet.data.open import open_splits
 from mgdet.data.pictures import depth_notes
 from mgdet.data.sampler import TrainSampler
 from mgdet.distributed import World
+from mgdet.engine.ahead import ahead
 from mgdet.engine.checkpoint import (
     BEST_FILE,
     LAST_FILE,
@@ -138,7 +139,7 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
         )
         with contextlib.closing(loader):
             try:
-                run.to_the_end(loader)
+                run.to_the_end(ahead(loader, world.device))
             except (Interrupted, Stalled) as reason:
                 run.save()
                 if isinstance(reason, Stalled) and (not stop.signal or world.size > 1):

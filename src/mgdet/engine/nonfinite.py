@@ -109,7 +109,7 @@ def _keep(file: Path, model: DistilledStudent, batches: Sequence[Batch], losses:
                     {
                         "boxes": t.boxes.cpu(),
                         "labels": t.labels.cpu(),
-                        "masks": t.masks,
+                        "masks": None if t.masks is None else t.masks.cpu(),
                         "size": t.size,
                         "padded": t.padded,
                     }
