@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)  # as Python does for a script
+
     def run(script: str, *arguments: object, option: str):
         out = tmp_path / "out.json"
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments), option, str(out)])
@@ -55,3 +58,18 @@ def test_against_compares_two_checkouts(bench):
     assert row["row"] == "data boxes"
     assert 0 < row["new / old"] < 100
     assert row["to the original"] == pytest.approx(0.53 * row["new / old"])
+
+
+@pytest.mark.slow
+def test_scale(bench, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(BENCHMARKS.parent / "src"), str(Path(__file__).parent)]))
+    sizes = ("--size", 64, 96, "--full-size", 64, 96, "--images", 20, "--objects", 60)
+    arguments = ("tiny:distilled", "--processes", 1, 2, "--steps", 2, "--gpu-batch", 2, *sizes)
+    results = bench("scale.py", *arguments, option="--out")
+    one, two = results["processes"]["1"], results["processes"]["2"]
+    assert min(one["step (s)"], two["step (s)"], two["start-up (s)"], two["memory (GiB)"]) > 0
+    counted, gpus = results["counted"], results["gpus"]
+    assert counted["TFLOP per image"] > counted["of them the teacher"] > 0
+    assert counted["waits"] <= 4
+    assert gpus["1"]["exchange (ms)"] == 0 < gpus["8"]["exchange (ms)"] < gpus["64"]["exchange (ms)"]
+    assert gpus["1"]["images/s"] < gpus["8"]["images/s"] <= 8 * gpus["1"]["images/s"]
