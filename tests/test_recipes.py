@@ -24,6 +24,7 @@ from mgdet.recipes import (
     faster_rcnn,
     load_recipe,
     mask_rcnn,
+    pair,
     reppoints,
     retinanet,
     solo,
@@ -31,7 +32,7 @@ from mgdet.recipes import (
 from recorded import record
 from tiny import ALONE, CLASSES, Tiny, records
 
-MODULES = (demo, cascade_mask_rcnn, faster_rcnn, mask_rcnn, reppoints, retinanet, solo)
+MODULES = (demo, cascade_mask_rcnn, faster_rcnn, mask_rcnn, pair, reppoints, retinanet, solo)
 MMDETECTION = "https://download.openmmlab.com/mmdetection/v2.0/"
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
-import forged
 import pytest
 import torch
 
+import forged
 import recorded
+from mgdet.detectors.foreign import library
 from mgdet.errors import UserError
 from mgdet.interop.weights import read_checkpoint, save_checkpoint
 from mgdet.transfer import transfer
@@ -159,9 +160,23 @@ def test_a_distiller_of_mmrazor_gives_its_student(tmp_path):
     assert forged.same(read_checkpoint(tmp_path / "b.pth").state_dict, forged.state(1))
 
 
-def test_a_described_detector_is_written_with_its_description(tmp_path):
-    weights, described = {"library.a": torch.zeros(2)}, {"name": "retinanet"}
-    save_checkpoint(tmp_path / "a.pth", weights, classes=("a",), config=CONFIG, description=described)
-    transfer(tmp_path / "a.pth", tmp_path / "b.safetensors")
-    assert read_checkpoint(tmp_path / "b.safetensors").description == described
-    assert forged.same(read_checkpoint(tmp_path / "b.safetensors").state_dict, weights)
+def test_a_detector_of_another_library_is_written_as_that_library_reads_it(tmp_path):
+    from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+
+    name = "ssdlite320_mobilenet_v3_large"
+    detector = library("torchvision").build(name, classes=("a",), weights="random", say=lambda line: None)
+    config = CONFIG | {"student": {"detector": f"torchvision:{name}"}}
+    description = detector.description()
+    save_checkpoint(tmp_path / "a.pth", detector.weights(), classes=("a",), config=config, description=description)
+    assert "torchvision's ssdlite320_mobilenet_v3_large" in transfer(tmp_path / "a.pth", tmp_path / "b.pth")
+    model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=2)
+    model.load_state_dict(torch.load(tmp_path / "b.pth", weights_only=True))
+    assert forged.same(dict(model.state_dict()), dict(detector.weights()))
+
+
+def test_a_description_without_its_detector_is_refused(tmp_path):
+    save_checkpoint(
+        tmp_path / "a.pth", {"library.a": torch.zeros(2)}, classes=("a",), config=None, description={"name": "b"}
+    )
+    with pytest.raises(UserError, match="does not say which detector of which library it holds"):
+        transfer(tmp_path / "a.pth", tmp_path / "b.pth")

@@ -29,7 +29,7 @@ RECIPES = {
     "pair": Recipe(
         build=pair,
         kind="any",
-        student="any student: ours, torchvision:NAME, hf:NAME, libreyolo:NAME",
-        teacher="any teacher: ours, torchvision:NAME, hf:NAME, libreyolo:NAME, timm:NAME",
+        student="any detector",
+        teacher="any detector or backbone: ours, torchvision:, hf:, libreyolo:, timm:",
     ),
 }
