@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 from mgdet.detectors.build import DETECTORS
 from mgdet.detectors.foreign import SOURCES, library
 from mgdet.detectors.foreign.base import Foreign
+from mgdet.detectors.foreign.hf_families import FAMILIES
 from mgdet.detectors.foreign.hf_features import BACKBONES
 
 PAGE = Path(__file__).parent / "any-teacher.md"
@@ -24,17 +24,16 @@ def table() -> str:
 
 
 def _rows(source: str) -> Iterator[tuple[str, bool, bool]]:
-    """Name, whether it learns, and whether it finds masks, for each model of a source that is here."""
-    if importlib.util.find_spec(f"mgdet.detectors.foreign.{SOURCES[source]}") is None:
-        return
+    """Name, whether it learns, and whether it finds masks, for each model of a source."""
     module = library(source)
-    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Foreign)]
-    trains = any(kind.trains for kind in kinds if kind is not Foreign)
-    for name in module.MODELS:
-        yield f"`{source}:{name}`", trains, module.has_masks(name)
+    faces = [face for face in vars(module).values() if isinstance(face, type) and issubclass(face, Foreign)]
+    trains = any(face.trains for face in faces if face is not Foreign)
+    types = [f", and any other `{kind}`" for kind in FAMILIES] if source == "hf" else [""] * len(module.MODELS)
+    for name, kind in zip(module.MODELS, types, strict=True):
+        yield f"`{source}:{name}`{kind}", trains, module.has_masks(name)
     if source == "hf":
-        types = ", ".join(f"`{kind}`" for kind in BACKBONES)
-        yield f"`hf:` and a backbone of type {types}", False, False
+        listed = ", ".join(f"`{kind}`" for kind in BACKBONES)
+        yield f"`hf:` and a backbone of type {listed}", False, False
 
 
 def _line(name: str, trains: bool, masks: bool) -> str:

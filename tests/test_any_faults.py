@@ -155,7 +155,9 @@ def test_a_published_recipe_sends_to_the_one_for_any_pair(tiny, tmp_path, capsys
     weights = ["--student.weights", "random", "--teacher.weights", "pretrained"]
     assert main(["train", "retinanet_x101_to_r50", *options, *weights, "--teacher.detector", TORCHVISION]) == 2
     err = capsys.readouterr().err
-    assert f"teacher.backbone does not apply to {TORCHVISION}; where you gave it, remove it, and where the recipe " in err
+    assert (
+        f"teacher.backbone does not apply to {TORCHVISION}; where you gave it, remove it, and where the recipe " in err
+    )
     assert "sets it, to resnext101_64x4d, take the recipe pair, which is for " in err
 
 
