@@ -99,10 +99,20 @@ def foreign_from(config: ModelConfig, classes: Sequence[str] | None, say: Say, *
     """
     defaults = {field.name: field.default for field in fields(ModelConfig)}
     for name in OURS_ALONE:
-        if getattr(config, name) != defaults[name]:
-            raise UserError(f"{role}.{name} does not apply to {config.detector}; remove it")
+        value = getattr(config, name)
+        if value != defaults[name]:
+            raise UserError(
+                f"{role}.{name} does not apply to {config.detector}; where you gave it, remove it, and where the "
+                f"recipe sets it, to {value}, take the recipe pair, which is for teachers and students of any library"
+            )
     source, _, name = config.detector.partition(":")
+    if not name:
+        raise UserError(f"{role}.detector is '{config.detector}', without a name; give one, e.g. {_examples(source)}")
     return library(source).build(name, classes=classes, weights=config.weights, say=lambda line: say(f"{role}: {line}"))
+
+
+def _examples(source: str) -> str:
+    return f"{source}:{library(source).MODELS[0]}"
 
 
 def build_models(
@@ -127,15 +137,25 @@ def build_models(
             f"{config.student.detector} takes images of {native[0]} x {native[1]} pixels only; give --data.square "
             f"{native[0]}"
         )
+    if isinstance(student, Foreign):
+        _freeze_unlearned(student, say, batch=config.train.batch, square=config.data.square)
     if config.teacher is None or not (config.methods or fresh):
         return Models(DistilledStudent(student), None, "")
     teacher, checkpoint = _teacher(config.teacher, say)
+    if config.teacher.canvas not in ((0, 0), teacher.native_size or config.teacher.canvas):
+        height, width = teacher.native_size or (0, 0)
+        raise UserError(
+            f"teacher.canvas does not apply to {config.teacher.detector}, which takes images of {height} x {width} "
+            "pixels only; remove it"
+        )
     if fresh and config.inherit:
         _inherit(student, teacher, checkpoint, classes, say)
     if not config.methods:
         say("the student only inherits, so the teacher is not run")
         return Models(DistilledStudent(student), None, "")
-    if len(classes) != teacher.num_classes or (checkpoint and checkpoint.classes not in (None, tuple(classes))):
+    if not teacher.num_classes:
+        say("the teacher is a backbone, which knows no classes; only its maps are used")
+    elif len(classes) != teacher.num_classes or (checkpoint and checkpoint.classes not in (None, tuple(classes))):
         say(f"the teacher knows other classes than the data ({teacher.num_classes}); only its maps are used")
     sha256 = checkpoint.sha256 if checkpoint else sha256_of_tensors(teacher.state_dict())
     distilled = with_methods(config, student, teacher, say)
@@ -171,7 +191,6 @@ def _student(
             student = library(config.source).rebuild(description, classes)
         if not student.trains:
             raise UserError(f"{config.detector} only teaches: it has no head that could learn; choose another student")
-        _freeze_unlearned(student, say)
         return student
     student = detector_from(config, len(classes))
     _freeze_unread(student, say)
@@ -305,17 +324,23 @@ def _freeze_unread(student: Detector, say: Say) -> None:
         )
 
 
-def _freeze_unlearned(student: Face, say: Say) -> None:
-    """Freezes what no loss of a foreign detector depends on, as one synthetic step shows."""
+def _freeze_unlearned(student: Face, say: Say, *, batch: int, square: int) -> None:
+    """Freezes what no loss of a foreign detector depends on, as one synthetic step shows.
+
+    The step has as few images as the run's, and no larger ones where all are squares: what is too few or too small for
+    the detector is said here, before anything is written.
+    """
     trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
-    edge = -(-256 // student.multiple) * student.multiple
+    edge = max(256, student.smallest_side)
+    edge = -(-min(edge, square or edge) // student.multiple) * student.multiple
+    images = min(2, batch)
     height, width = student.native_size or (edge, edge)
     box = torch.tensor([[0.25 * width, 0.25 * height, 0.75 * width, 0.75 * height]])
     masks = torch.ones(1, height, width, dtype=torch.uint8) if student.has_masks else None
     target = Target(box, torch.zeros(1, dtype=torch.int64), masks, size=(height, width))
     buffers = {name: value.clone() for name, value in student.named_buffers()}
     state = torch.get_rng_state()
-    losses, seen = student.train().learn(torch.randn(2, 3, height, width), [target, target])
+    losses, seen = student.train().learn(torch.randn(images, 3, height, width), [target] * images)
     total = torch.stack([loss.sum() for loss in losses.values()]).sum()
     total = total + torch.stack([tap.float().sum() for tap in seen.taps]).sum()
     gradients = torch.autograd.grad(total, list(trained.values()), allow_unused=True)

@@ -48,6 +48,11 @@ class Face(nn.Module):
             self._levels = measure_levels(self)
         return self._levels
 
+    @property
+    def smallest_side(self) -> int:
+        """The smallest square canvas that it takes, in pixels."""
+        return self.multiple
+
     @abstractmethod
     def see(self, images: Tensor, sizes: list[tuple[int, int]], *, outputs: bool = False) -> Seen:
         """What a teacher shows; it runs no further than it must.

@@ -12,6 +12,7 @@ import torch
 
 from mgdet.data.batch import Batch
 from mgdet.detectors.base import Detector
+from mgdet.detectors.face import Face
 from mgdet.distributed import World
 from mgdet.errors import TrainingError
 from mgdet.files import atomic_write
@@ -73,17 +74,21 @@ def _gradients(model: DistilledStudent) -> str:
 
 
 def _describe(
-    detector: Detector,
+    detector: Face,
     batch: Batch,
     bad: Sequence[str],
     world: World,
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> str:
     """The losses that are not numbers; for those that are sums over levels, which levels are to blame."""
-    device_batch = batch.to(world.device)
+    batch = batch.to(world.device).fitted(detector.multiple, detector.native_size)
+    images = batch.images(detector.pixels)
     with torch.no_grad(), autocast():
-        maps = detector.pyramid(device_batch.images()).maps
-        parts = detector.loss_parts(maps, device_batch.targets)
+        if isinstance(detector, Detector):
+            maps = detector.pyramid(images).maps
+            parts = detector.loss_parts(maps, batch.targets)
+        else:  # another library's losses come as sums
+            maps, parts = detector.see(images, batch.sizes).maps, {}
     names = []
     for name in bad:
         part = parts.get(name)

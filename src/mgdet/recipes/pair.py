@@ -1,4 +1,4 @@
-"""Any teacher with any student: the recipe for pairs that nobody published."""
+"""Any teacher with any student, and any student alone: the recipes for pairs that nobody published."""
 
 from __future__ import annotations
 
@@ -25,11 +25,23 @@ def pair() -> Config:
     )
 
 
+def alone() -> Config:
+    """The student of `pair` without a teacher: what the pair is to be compared with."""
+    config = pair()
+    config.teacher, config.mgd = None, MGDConfig()
+    return config
+
+
 RECIPES = {
     "pair": Recipe(
         build=pair,
         kind="any",
         student="any detector",
         teacher="any detector or backbone: ours, torchvision:, hf:, libreyolo:, timm:",
+    ),
+    "alone": Recipe(
+        build=alone,
+        kind="any",
+        student="the same student alone, to compare a pair with",
     ),
 }

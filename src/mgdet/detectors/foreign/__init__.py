@@ -18,7 +18,12 @@ SOURCES = {
 
 
 class Library(Protocol):
-    """What each module offers."""
+    """What each module offers.
+
+    MODELS: names of models that are tested, see docs/any-teacher.md.
+    """
+
+    MODELS: Sequence[str]
 
     def build(self, name: str, *, classes: Sequence[str] | None, weights: str, say: Callable[[str], None]) -> Foreign:
         """A detector by its name in the library.

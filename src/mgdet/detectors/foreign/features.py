@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import textwrap
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ MODELS = (
 
 RANDOM, PRETRAINED = "random", "pretrained"
 FINEST, COARSEST = 8, 32
+LONGEST_REASON = 120
 PROBE = 192
 """Pixels of one edge of the image that shows whether a model takes any size; the other is longer than its own."""
 
@@ -221,7 +223,8 @@ def _create(name: str, file: Path | None = None) -> nn.Module:
             if not switch or not any(argument in str(error) for argument in switch):
                 raise
         except Exception as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
+            lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+            first = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
             about = f"{file} does not fit timm:{name}" if file else f"timm's '{name}' cannot be built"
-            raise UserError(f"{about}: {first}") from None
+            raise UserError(f"{about}: {textwrap.shorten(first, LONGEST_REASON, placeholder=' ...')}") from None
     raise AssertionError("the last try has no switch")
