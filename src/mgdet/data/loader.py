@@ -54,10 +54,15 @@ def train_loader(
 
 
 def test_loader(
-    dataset: DetectionDataset, views: Sequence[View], *, workers: int, pin: bool
+    dataset: DetectionDataset,
+    views: Sequence[View],
+    *,
+    workers: int,
+    pin: bool,
+    stopping: Callable[[], bool] = _never,
 ) -> Generator[Batch, None, None]:
     """Batches of one image, in the order of `views`; arguments and errors as in `train_loader`."""
-    return _batches(dataset, [[view] for view in views], workers=workers, pin=pin, stopping=_never)
+    return _batches(dataset, [[view] for view in views], workers=workers, pin=pin, stopping=stopping)
 
 
 class _BatchReader:

@@ -174,6 +174,7 @@ def run_detector(
     rank: int,
     world_size: int,
     progress: Callable[[int, int], None] | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]] | None:
     """Detects objects in all images of a data set, every process in its share, one image at a time.
 
@@ -192,13 +193,14 @@ def run_detector(
         rank: number of this process, 0 .. world_size - 1.
         world_size: number of processes; with more than one, the default process group gathers the results.
         progress: called after every image with the number of images done and to do, of this process.
+        stopping: was this process asked to stop? Then a worker that hangs is given up soon.
 
     Returns:
         On rank 0 the detections of all images in COCO's results format, in the order of the data set and best first;
         None on other ranks.
     """
     views = test_views(len(dataset.images), rank, world_size, long_edge, short_edge, square)
-    loader = test_loader(dataset, views, workers=workers, pin=device.type == "cuda")
+    loader = test_loader(dataset, views, workers=workers, pin=device.type == "cuda", stopping=stopping)
     form = inference_form(detector)
     share: list[list[dict[str, Any]]] = []
     with contextlib.closing(loader):
