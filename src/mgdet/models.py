@@ -390,6 +390,7 @@ def _check_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> None:
         return
     theirs = checkpoint.classes
     if len(theirs) != len(classes):
-        raise UserError(f"{checkpoint.path} knows {len(theirs)} classes, the data has {len(classes)}")
+        count = "1 class" if len(theirs) == 1 else f"{len(theirs)} classes"
+        raise UserError(f"{checkpoint.path} knows {count}, the data has {len(classes)}")
     i = next(i for i, (a, b) in enumerate(zip(theirs, classes)) if a != b)
     raise UserError(f"{checkpoint.path} knows class {i} as '{theirs[i]}', in the data it is '{classes[i]}'")

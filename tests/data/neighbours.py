@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import math
 from collections.abc import Callable
@@ -237,6 +238,9 @@ BROKEN: dict[str, tuple[Callable[[str], bytes], str]] = {
     "results list": (lambda text: json.dumps(json.loads(text)["annotations"]).encode(), "it is a list, as results in"),
     "nothing": (lambda text: b"", "it is not JSON"),
     "half": (lambda text: text[: len(text) // 2].encode(), "it is not JSON"),
+    "a number without end": (lambda text: text.replace("[", "[" + "9" * 5000, 1).encode(), "thousands of digits"),
+    "packed": (lambda text: gzip.compress(text.encode(), mtime=0), "it is compressed; unpack it"),
+    "Git LFS": (lambda text: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
     "deep": (lambda text: b"[" * 200_000, "nested too deeply"),
     "odd UTF-16": (lambda text: text.encode("utf-16")[:-1], "broken UTF-16"),
 }

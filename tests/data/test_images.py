@@ -1,5 +1,8 @@
 """Image files at the start: all there, of the right size, and where else they might be."""
 
+import os
+import struct
+
 import cv2
 import neighbours
 import numpy as np
@@ -56,6 +59,59 @@ def test_files_may_lie_in_folders_of_any_depth_and_anywhere(folder):
     assert find_missing(folder, names) == [5, 6]
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder", "broken link", "link to itself"])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_no_file_is_never_opened(folder, kind, training):
+    path = folder / "1.jpg"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("gone" if kind == "broken link" else path.name)
+    text = "is not a file" if kind in ("pipe", "folder") else "does not exist"
+    with pytest.raises(UserError, match=rf"image '.*1\.jpg', listed in '.*a\.json', {text}$"):
+        open_with(lambda data: None, folder, training=training)
+
+
+def test_links_to_images_are_images(folder):
+    (folder / "1.jpg").rename(folder / "moved.png")
+    (folder / "1.jpg").symlink_to("moved.png")
+    assert len(open_with(lambda data: None, folder)) == 3
+
+
+def test_a_folder_that_may_not_be_read_is_said_so(folder, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"the folder '.*photos' cannot be read: Permission denied$"):
+        find_missing(folder, ["0.jpg"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "cannot be decoded"),
+        (b"hello", "cannot be decoded"),
+        (cv2.imencode(".jpg", np.zeros((HEIGHT, WIDTH, 3), np.uint8))[1].tobytes()[:300], "is truncated"),
+        (cv2.imencode(".tif", np.ones((HEIGHT, WIDTH), np.float32))[1].tobytes(), "has float32 pixels"),
+    ],
+)
+def test_what_is_wrong_with_the_first_images_is_said_at_the_start(folder, content, text, training):
+    (folder / "2.jpg").write_bytes(content)
+    with pytest.raises(UserError, match=rf"image '.*2\.jpg' {text}"):
+        open_with(lambda data: None, folder, training=training)
+
+
+def test_the_size_of_a_very_large_image_is_compared_without_decoding_it(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # twice as many and Pillow refuses
+    assert header_size(folder / "0.jpg") == (HEIGHT, WIDTH)
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
 HINTS = {
     "backslashes": (lambda name: f"inner\\{name}", "write slashes: did you mean 'inner/0.jpg'"),
     "backslashes of another machine": (lambda name: f"C:\\data\\{name}", "write slashes: did you mean '0.jpg'"),
@@ -82,7 +138,7 @@ def test_unknown_sizes_are_read_from_the_files(folder, size):
     dataset = open_with(neighbours.every("images", **size), folder, masks=True)
     assert [(info.height, info.width) for info in dataset.images] == [(HEIGHT, WIDTH)] * 3
     assert dataset.portrait == [False] * 3
-    assert dataset.notes[0].startswith("3 sizes of images not in '")
+    assert dataset.notes[0].endswith("a.json' does not give the size of 3 images; it was read from the files")
     assert dataset[View(0, WIDTH, HEIGHT, False)].target.masks.sum() == 18 * 18
 
 
@@ -110,6 +166,31 @@ def test_sizes_from_headers_are_those_of_the_image_as_it_is_read(tmp_path, orien
     path = tmp_path / f"a.{ending}"
     turn(path, orientation)
     assert header_size(path) == read_image(path).shape[:2]
+
+
+def png_chunks(path):
+    data, at = path.read_bytes(), 8
+    while at < len(data):
+        length = 12 + struct.unpack(">I", data[at : at + 4])[0]
+        yield data[at : at + length]
+        at += length
+
+
+def test_exif_data_behind_the_pixels_of_a_png_counts_as_it_does_for_opencv(tmp_path):
+    turn(tmp_path / "a.png", 6)
+    exif = [chunk for chunk in png_chunks(tmp_path / "a.png") if chunk[4:8] == b"eXIf"]
+    *others, end = [chunk for chunk in png_chunks(tmp_path / "a.png") if chunk not in exif]
+    path = tmp_path / "late.png"
+    path.write_bytes((tmp_path / "a.png").read_bytes()[:8] + b"".join([*others, *exif, end]))
+    assert len(exif) == 1
+    assert header_size(path) == read_image(path).shape[:2]
+
+
+def test_of_a_png_only_the_header_is_read(folder):
+    path = folder / "damaged.png"
+    content = cv2.imencode(".png", np.zeros((HEIGHT, WIDTH, 3), np.uint8))[1].tobytes()
+    path.write_bytes(content[:50] + bytes(200))  # whoever decodes it fails
+    assert header_size(path) == (HEIGHT, WIDTH)
 
 
 def test_a_photo_that_exif_turns_is_said_so_at_the_start(folder):
@@ -140,10 +221,11 @@ def classes(tmp_path, name, *pairs):
 def test_classes_that_differ_are_named(tmp_path):
     train = classes(tmp_path, "train.json", (1, "cat"), (2, "dog"), (3, "owl"))
     check_same_classes(train, classes(tmp_path, "val.json", (30, "owl"), (1, "cat"), (2, "dog")))
-    with pytest.raises(UserError, match=r"only '.*train.json' has 'dog', 'owl', only '.*val.json' has 'fox'"):
+    with pytest.raises(UserError, match=r"only '.*train.json' has 'dog', 'owl', and only '.*val.json' has 'fox'"):
         check_same_classes(train, classes(tmp_path, "val.json", (1, "cat"), (2, "fox")))
     with pytest.raises(
-        UserError, match=r"train.json' has 'cat', 'dog', 'owl', '.*val.json' has 'dog', 'cat', 'owl', the o"
+        UserError,
+        match=r"\(that of the category ids\): .*train.json' has 'cat', 'dog', 'owl', and .* has 'dog', 'cat', 'owl'$",
     ):
         check_same_classes(train, classes(tmp_path, "val.json", (1, "dog"), (2, "cat"), (3, "owl")))
     with pytest.raises(UserError, match="'c7' and 12 more"):

@@ -1,12 +1,14 @@
 """Finding a data set's splits by looking at its folder."""
 
 import json
+import os
 import re
 
 import pytest
 
 import formats
 from mgdet.config import DataConfig
+from mgdet.data import layouts
 from mgdet.data.layouts import Place, find_layouts, find_places
 from mgdet.errors import UserError
 
@@ -197,3 +199,19 @@ def test_only_what_is_required_must_be_there(tmp_path):
     found, _ = find_places(DataConfig(root=str(tmp_path)), required=("val",))
     assert found == {"val": Place("annotations/val.json", "val")}
     assert "no training split; COCO has val there" in refusal(tmp_path)
+
+
+def test_a_file_of_the_name_that_cannot_be_taken_says_why(tmp_path, monkeypatch):
+    formats.beside(tmp_path)
+    file = tmp_path / "train.json"
+    whole = file.read_text()
+    file.write_text("{}")
+    assert f"COCO has val there, and '{file}' lists no images: --data.train" in refusal(tmp_path)
+    file.unlink()
+    os.mkfifo(file)
+    assert f"and '{file}' is not a file: " in refusal(tmp_path)
+    file.unlink()
+    file.write_text(whole)
+    monkeypatch.setattr(layouts, "_first_names", lambda path: [] if path == file else ["val_0.png"])
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert f"and '{file}' may not be read: " in refusal(tmp_path)

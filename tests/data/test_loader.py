@@ -115,6 +115,19 @@ def test_a_worker_that_hangs_is_given_up_and_ended(small_data, hanging, monkeypa
     assert not worker.is_alive()
 
 
+def test_a_worker_that_hangs_in_an_evaluation_is_given_up_soon_after_a_request_to_stop(
+    small_data, hanging, monkeypatch
+):
+    monkeypatch.setattr(loader, "GRACE", 0.3)
+    monkeypatch.setattr(loader, "PATIENCE", 60)
+    dataset = DetectionDataset(read_coco(*small_data.write()), training=False)
+    views = sampler.test_views(len(dataset), 0, 1, 64, 64)
+    batches = loader.test_loader(dataset, views, workers=1, pin=False, stopping=lambda: True)
+    next(batches)
+    with pytest.raises(Stalled):
+        next(batches)
+
+
 def test_a_worker_that_hangs_keeps_nobody_who_leaves(small_data, hanging):
     batches = open_train(small_data, 2)
     next(batches)

@@ -1,5 +1,6 @@
 """YOLO's data.yaml and label files as records."""
 
+import os
 import shutil
 
 import cv2
@@ -60,6 +61,33 @@ def test_polygons_give_boxes_and_masks(tmp_path):
     assert records.segmentation(0) == b"[[10.0,10.0,50.0,10.0,50.0,30.0]]"
     assert records.segmentation(1) == b""
     assert records.left_out.counts == {Reason.NO_MASK: 1}
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_an_outline_without_extent_is_left_out_and_counted(tmp_path, masks):
+    lines = "0 0.5 0.1 0.5 0.5 0.5 0.9\n0 1.001 0.1 1.002 0.5 1.003 0.9\n0 0.5 0.5 0.6 0.5 0.6 0.6\n"
+    records = one_image(tmp_path, lines, extra="# mask") if masks else one_image(tmp_path, lines)
+    assert len(records.labels) == 1
+    assert records.left_out.counts == {Reason.NO_EXTENT: 2}
+
+
+@pytest.mark.parametrize("ending", [".GIF", ".avif", ".jfif", ".jp2", ".ppm"])
+def test_pictures_of_every_format_are_found(tmp_path, ending):
+    formats.yolo(tmp_path)
+    picture = tmp_path / "images/train/zz.png"
+    cv2.imwrite(str(picture), np.zeros((40, 50, 3), np.uint8))
+    picture.rename(picture.with_suffix(ending))
+    records = read(tmp_path)
+    assert records.files[-1] == f"images/train/zz{ending}"
+    assert (records.heights[-1], records.widths[-1]) == (40, 50)
+
+
+def test_what_is_no_file_is_no_picture(tmp_path):
+    formats.yolo(tmp_path)
+    before = read(tmp_path).files
+    os.mkfifo(tmp_path / "images/train/pipe.jpg")
+    (tmp_path / "images/train/link.jpg").symlink_to("gone")
+    assert read(tmp_path).files == before
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "  \n"])

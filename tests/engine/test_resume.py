@@ -16,7 +16,7 @@ import pytest
 import mgdet.engine.loop as loop
 from mgdet.engine.checkpoint import State
 from mgdet.engine.step import Step
-from mgdet.errors import UserError
+from mgdet.errors import Stalled, UserError
 from mgdet.files import sha256_of
 from tiny import (
     ALONE,
@@ -276,6 +276,21 @@ def test_a_signal_saves_and_leaves(whole, tiny, tmp_path, monkeypatch, capsys, n
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert train(tiny.config(), tmp_path / "run", resume=True) == 0
     assert_same_run(tmp_path / "run", whole[0])
+
+
+def test_an_evaluation_knows_that_the_run_was_asked_to_stop(tiny, tmp_path, monkeypatch):
+    seen = []
+
+    def hangs(*_, stopping, **__):
+        seen.append(stopping())
+        os.kill(os.getpid(), signal.SIGTERM)
+        seen.append(stopping())
+        raise Stalled("no images came")
+
+    monkeypatch.setattr(loop, "run_detector", hangs)
+    assert train(tiny.config(), tmp_path / "run") == 143
+    assert seen == [False, True]
+    assert not state_of(tmp_path / "run").evaluated  # --resume makes up for it
 
 
 def test_a_second_ctrl_c_leaves_at_once(tiny, tmp_path, monkeypatch):

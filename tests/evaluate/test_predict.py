@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 
@@ -17,7 +18,7 @@ from mgdet.errors import UserError
 from mgdet.evaluate import fonts
 from mgdet.evaluate import predict as module
 from mgdet.evaluate.predict import predict
-from mgdet.evaluate.sources import find_pictures
+from mgdet.evaluate.sources import find_pictures, listed
 from tiny import CLASSES, write_detector
 
 
@@ -129,10 +130,28 @@ def test_folders_are_walked_and_the_rest_is_counted(tiny, tmp_path):
     (folder / "d.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
     report, said = run(tiny, tmp_path, folder, folder / "cam2")
     assert [entry["picture"] for entry in report] == ["b.jpg", "cam1/a.jpg", "cam2/a.jpg", "a.jpg"]
-    assert "5 other files are left out: 2 .txt, 1 " in said[1]
+    assert "5 other files were left out: 2 .txt, 1 " in said[1]
     assert all(
         text in said[1] for text in ("1 ._ (AppleDouble)", "1 without an ending", "1 .heic (pip install pillow-heif)")
     )
+
+
+def test_in_folders_what_is_no_file_is_counted_and_never_opened(tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    write(folder / "a.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "gone.png").symlink_to("nothing")
+    (folder / "loop").symlink_to(folder)
+    pictures, skipped = find_pictures([str(folder)])
+    assert [picture.file for picture in pictures] == [folder / "a.jpg"]
+    assert listed(skipped) == "2 broken link or pipe"
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"the folder .*photos cannot be read: Permission denied$"):
+        find_pictures([str(folder)])
 
 
 def test_names_of_copies_are_their_own_and_quickly_found(tmp_path):

@@ -99,6 +99,25 @@ def test_a_picture_of_samples(folder, ask):
     assert "already holds samples.jpg" in said
 
 
+def test_a_picture_that_cannot_be_written_is_no_fault_of_the_data(folder, ask):
+    formats.beside(folder / "data")
+    (folder / "seen").write_text("a file")
+    code, said = ask("data", "--out", "seen")
+    assert code == 2
+    assert "mgdet: the folder seen cannot be made" in said
+    assert "cannot be trained on" not in said
+
+
+def test_dark_pictures_are_said(folder, ask):
+    formats.beside(folder / "data")
+    path = folder / "data/train/train_0.png"
+    height, width = cv2.imread(str(path)).shape[:2]
+    cv2.imwrite(str(path), np.full((height, width), 4000, np.uint16))
+    code, said = ask("data")
+    assert code == 0
+    assert "16 bits per pixel and use 12" in said
+
+
 @pytest.mark.parametrize(
     "spoil, reason",
     [

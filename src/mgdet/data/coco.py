@@ -24,6 +24,8 @@ from mgdet.data.values import FARTHEST, integer_of
 from mgdet.errors import UserError
 
 _RELEASE_EVERY = 50_000
+_COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04")
+_GIT_LFS = b"version https://git-lfs"
 _NO_MASK = Raw(b"null")
 
 
@@ -80,6 +82,8 @@ def read_coco(annotations: Path, images: Path, *, masks: bool = False) -> Record
         UserError: the file is missing, is not COCO format, or refers to what is not there.
     """
     if not annotations.is_file():
+        if annotations.exists():
+            raise UserError(f"'{annotations}' is a folder or a pipe, not a file of annotations")
         raise UserError(f"there is no file '{annotations}'; {expected_layout(annotations, images)}")
     text = _read_text(annotations)
     file = _parse(text, annotations)
@@ -144,16 +148,25 @@ def _release(data: bytes | mmap.mmap, end: int) -> None:
 
 def _loads(data: bytes | Raw | mmap.mmap, path: object = None) -> Any:
     """Decodes JSON as Python does, with NaN and lone surrogates."""
-    problem = f"'{path}' is not a COCO annotation file: it is not JSON"
+    problem = (
+        f"'{path}' is not a COCO annotation file: it is not JSON" if isinstance(path, Path) else f"{path} is not JSON"
+    )
+    content = bytes(data)
     try:
-        return json.loads(bytes(data).decode("utf-8"))
+        return json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise UserError(f"{problem} (byte {byte:#x} at {error.start} is not UTF-8; save it as UTF-8)") from None
+        reason = f"byte {content[error.start]:#x} at {error.start} is not UTF-8; save it as UTF-8"
+        if content.startswith(_COMPRESSED):
+            reason = "it is compressed; unpack it"
     except RecursionError:
-        raise UserError(f"{problem} (it is nested too deeply)") from None
+        reason = "it is nested too deeply"
     except ValueError as error:
-        raise UserError(f"{problem} ({error})") from None
+        reason = str(error)
+        if "int_max_str_digits" in reason:
+            reason = "it has a number of thousands of digits"
+        elif content.startswith(_GIT_LFS):
+            reason = "Git LFS has put a note in its place; git lfs pull brings the file"
+    raise UserError(f"{problem} ({reason})")
 
 
 def _fields(item: object, what: str) -> dict[str, Any]:
@@ -244,7 +257,7 @@ class _Objects:
             if self._unknown[noun]:
                 raise UserError(
                     f"annotations in '{self._builder.source}' use {noun} ids that no {noun} declares: "
-                    f"{_some(self._unknown[noun])}; declared are {_some(known)}"
+                    f"{_some(self._unknown[noun])}; declared are {_some(known) or 'none'}"
                 )
 
     def _add_typed(self, item: object) -> bool:

@@ -58,7 +58,9 @@ class DetectionDataset:
         self.notes = records.left_out.sentences(f"'{records.source}': left out")
         unknown = without_size(records)
         if len(unknown):
-            self.notes.append(f"{len(unknown):,} sizes of images not in '{records.source}' were read from the files")
+            self.notes.append(
+                f"'{records.source}' does not give the size of {_images(len(unknown))}; it was read from the files"
+            )
         self.records = records = check_images(records)
         self.classes, self.category_ids = records.classes, records.category_ids
         self.masks = masks
@@ -142,15 +144,19 @@ def check_same_classes(train: Records, val: Records) -> None:
     """
     if train.classes == val.classes:
         return
-    parts = []
+    parts, order = [], ""
     for mine, other in ((train, val), (val, train)):
         only = [name for name in mine.classes if name not in other.classes]
         if only:
             parts.append(f"only '{mine.source}' has {_names(only)}")
     if not parts:
         parts = [f"'{records.source}' has {_names(records.classes)}" for records in (train, val)]
-        parts.append("the order is that of the category ids")
-    raise UserError(f"training and evaluation need the same classes in the same order; {', '.join(parts)}")
+        order = " (that of the category ids)"
+    raise UserError(f"training and evaluation need the same classes in the same order{order}: {', and '.join(parts)}")
+
+
+def _images(number: int) -> str:
+    return "1 image" if number == 1 else f"{number:,} images"
 
 
 def _names(classes: Sequence[str]) -> str:

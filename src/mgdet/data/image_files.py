@@ -8,18 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mgdet.data.images import header_size
+from mgdet.data.pictures import is_picture
 from mgdet.data.transforms import read_image
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _FEW = 100
 """So few files are read before threads have started."""
 _READERS = 8
 """Files that are opened at once: a network disk answers late, but many at a time."""
-
-
-def is_image(name: str) -> bool:
-    """Whether a file of this name is an image; those that a Mac leaves beside its files are none."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def list_images(folder: Path) -> list[str]:
@@ -28,7 +23,8 @@ def list_images(folder: Path) -> list[str]:
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = os.path.relpath(parent, folder)
-        names += [os.path.normpath(os.path.join(inside, name)) for name in files if is_image(name)]
+        pictures = [name for name in files if is_picture(name) and os.path.isfile(os.path.join(parent, name))]
+        names += [os.path.normpath(os.path.join(inside, name)) for name in pictures]
     return sorted(name.replace(os.sep, "/") for name in names)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,12 +15,16 @@ from PIL import Image
 
 from mgdet.data.records import Records
 from mgdet.data.segmentation import to_rle
-from mgdet.data.transforms import read_image
+from mgdet.data.transforms import check_readable, read_image
 from mgdet.errors import UserError
 
 _ORIENTATION = 0x0112  # the EXIF tag
+_TAIL = 1 << 17
+"""EXIF data is shorter than this many bytes."""
 _CHECKED = 8
-"""Images whose size is compared with the records at the start; the others when they are read."""
+"""Images that are opened and whose size is compared with the records at the start; the others when they are read."""
+_LIMIT = threading.Lock()
+"""Held while Pillow's limit of pixels is lifted: the limit is one for all threads."""
 
 
 def check_images(records: Records) -> Records:
@@ -28,7 +34,7 @@ def check_images(records: Records) -> Records:
         The records with every size known.
 
     Raises:
-        UserError: files are missing, or have another size than the records say.
+        UserError: files are missing, or the first ones cannot be read or have another size than the records say.
     """
     missing = find_missing(records.folder, records.files)
     if missing:
@@ -36,6 +42,7 @@ def check_images(records: Records) -> Records:
     records = _with_sizes(records)
     for index in range(min(_CHECKED, len(records))):
         path = records.folder / records.files[index]
+        check_readable(path)
         size = header_size(path)
         if size is not None:
             check_size(records, index, size)
@@ -43,7 +50,13 @@ def check_images(records: Records) -> Records:
 
 
 def find_missing(folder: Path, files: Sequence[str]) -> list[int]:
-    """Indices of the files that are not there. Each folder is listed once, so that many files take little time."""
+    """Indices of the files that are not there, or are no files: folders, broken links, pipes that would never answer.
+
+    Each folder is listed once, so that many files take little time.
+
+    Raises:
+        UserError: a folder may not be read.
+    """
     by_folder: defaultdict[str, list[int]] = defaultdict(list)
     for index, file in enumerate(files):
         by_folder[os.path.dirname(file)].append(index)
@@ -51,7 +64,9 @@ def find_missing(folder: Path, files: Sequence[str]) -> list[int]:
     for inner, indices in by_folder.items():
         try:
             with os.scandir(os.path.join(folder, inner)) as entries:
-                present = {entry.name for entry in entries}
+                present = {entry.name for entry in entries if entry.is_file()}
+        except PermissionError as error:
+            raise UserError(f"the folder '{folder / inner}' cannot be read: {error.strerror}") from None
         except (OSError, ValueError):
             present = set()
         missing += [index for index in indices if os.path.basename(files[index]) not in present]
@@ -62,16 +77,39 @@ def find_missing(folder: Path, files: Sequence[str]) -> list[int]:
 def header_size(path: Path) -> tuple[int, int] | None:
     """(h, w) of an image as it is seen upright, from its header; None if Pillow does not know the format."""
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             width, height = image.size
-            return (width, height) if turned_by_exif(image) else (height, width)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return (width, height) if turned_by_exif(image, path) else (height, width)
+    except (OSError, ValueError, SyntaxError):
         return None
 
 
-def turned_by_exif(image: Image.Image) -> bool:
+def _opened(path: Path) -> Image.Image:
+    """An image of any size, of which nothing has been decoded; Pillow refuses to open very large ones."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            return Image.open(path)
+        except Image.DecompressionBombError:
+            with _LIMIT:
+                limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+                try:
+                    return Image.open(path)
+                finally:
+                    Image.MAX_IMAGE_PIXELS = limit
+
+
+def turned_by_exif(image: Image.Image, path: Path) -> bool:
     """Does the EXIF orientation swap width and height?"""
-    return image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    # Pillow decodes a whole PNG to see whether EXIF data follows its pixels.
+    exif = Image.Image.getexif(image) if image.format == "PNG" and not _ends_with_exif(path) else image.getexif()
+    return exif.get(_ORIENTATION) in (5, 6, 7, 8)
+
+
+def _ends_with_exif(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+        return b"eXIf" in file.read()
 
 
 def without_size(records: Records) -> np.ndarray:
@@ -92,8 +130,8 @@ def check_size(records: Records, index: int, size: tuple[int, int]) -> None:
     path = records.folder / records.files[index]
     text = f"image '{path}' is {width} x {height} pixels, but '{records.source}' says {said_width} x {said_height}"
     if (width, height) == (said_height, said_width):
-        with Image.open(path) as image:
-            if turned_by_exif(image):
+        with _opened(path) as image:
+            if turned_by_exif(image, path):
                 text += (
                     ", its size before the EXIF orientation turns it upright; "
                     "give size and boxes of the upright image, or take the EXIF orientation out of the file"
@@ -129,10 +167,12 @@ def _about_missing(records: Records, missing: list[int]) -> str:
     folder = records.folder
     named = [f"'{folder / records.files[index]}'" for index in missing[:3]]
     first = records.files[missing[0]]
+    there = any(_is_there(folder / records.files[index]) for index in missing)
     text = (
-        f"{len(missing):,} of {len(records):,} images listed in '{records.source}' do not exist: {', '.join(named)}"
+        f"{len(missing):,} of {len(records):,} images listed in '{records.source}' "
+        f"{'do not exist or are not files' if there else 'do not exist'}: {', '.join(named)}"
         if len(missing) > 1
-        else f"image {named[0]}, listed in '{records.source}', does not exist"
+        else f"image {named[0]}, listed in '{records.source}', {'is not a file' if there else 'does not exist'}"
     )
     return text + (", ..." if len(missing) > 3 else "") + _hint(folder, first)
 
@@ -159,6 +199,14 @@ def _folders(folder: Path) -> list[Path]:
         return [inner for inner in folder.iterdir() if inner.is_dir()]
     except OSError:
         return []
+
+
+def _is_there(path: Path) -> bool:
+    """Is there anything of this name? A link that leads nowhere is nothing."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _is_file(path: Path) -> bool:

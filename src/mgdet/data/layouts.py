@@ -207,12 +207,26 @@ def _place(root: Path, split: str, given: Place, layout: Layout | None, *, requi
 
 def _missing(root: Path, split: str, layout: Layout | None) -> str:
     has = f"; {layout.name} has {' and '.join(layout.splits)} there" if layout else ""
+    has += _unread(root, split)
     if split == "val":
         return (
             f"'{root}' has no validation split{has}: --data.val-share 0.1 takes a tenth of the training images for "
             "it, or --data.val-annotations and --data.val-images name one"
         )
     return f"'{root}' has no training split{has}: --data.train-annotations and --data.train-images name one"
+
+
+def _unread(root: Path, split: str) -> str:
+    """Why a file with the split's name is not its annotations; empty if there is no such file."""
+    for folder in (root, *_folders(root)):
+        for entry in sorted(folder.iterdir()):
+            kind = _word(entry.stem) or _word(folder.name)
+            if entry.suffix.lower() != ".json" or kind is None or kind[0] != split or _first_names(entry):
+                continue
+            if not entry.is_file():
+                return f", and '{entry}' is not a file"
+            return f", and '{entry}' {'lists no images' if os.access(entry, os.R_OK) else 'may not be read'}"
+    return ""
 
 
 def _matching(given: Place, places: tuple[Place, ...]) -> bool:
@@ -292,9 +306,9 @@ def _inside(path: Path, root: Path) -> str:
 def _first_names(file: Path, number: int = 3) -> list[str]:
     """The first file names that a COCO file lists, found without parsing it; none if it lists none."""
     try:
+        if not file.is_file() or file.stat().st_size == 0:
+            return []
         with file.open("rb") as stream:
-            if file.stat().st_size == 0:
-                return []
             if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
                 return _names_in(file.read_text("utf-16").encode(), number)
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:

@@ -54,10 +54,15 @@ def train_loader(
 
 
 def test_loader(
-    dataset: DetectionDataset, groups: Sequence[list[View]], *, workers: int, pin: bool
+    dataset: DetectionDataset,
+    groups: Sequence[list[View]],
+    *,
+    workers: int,
+    pin: bool,
+    stopping: Callable[[], bool] = _never,
 ) -> Generator[Batch, None, None]:
     """A batch for each group of views, in their order; arguments and errors as in `train_loader`."""
-    return _batches(dataset, groups, workers=workers, pin=pin, stopping=_never)
+    return _batches(dataset, groups, workers=workers, pin=pin, stopping=stopping)
 
 
 class _BatchReader:

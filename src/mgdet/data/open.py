@@ -103,7 +103,8 @@ def format_of(root: Path, place: Place) -> str:
     path = root / place.annotations
     if path.suffix.lower() in YAML_SUFFIXES:
         return "yolo"
-    return "voc" if path.suffix.lower() == ".txt" or path.is_dir() else "coco"
+    folder = path.is_dir() and path.suffix.lower() != ".json"
+    return "voc" if path.suffix.lower() == ".txt" or folder else "coco"
 
 
 def take(records: Records, images: np.ndarray) -> Records:

@@ -22,7 +22,10 @@ SUFFIXES = (
 APPLE_DOUBLE = "._"
 """How names begin of what a Mac leaves beside its files on foreign disks; they end as pictures do and are none."""
 _HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
-_LOOKED_AT = 8
+LOOKED_AT = 8
+"""Pictures that `depth_notes` opens."""
+_NO_RANGE = {"F": "float32", "I": "int32"}
+"""Pillow's names for pixels of which it is not known what is white."""
 
 
 def is_picture(name: str) -> bool:
@@ -68,14 +71,16 @@ def has_reader(path: Path) -> bool:
 
 
 def check_format(path: Path) -> None:
-    """Refuses a file that no reader knows.
+    """Refuses a file that no reader knows, or whose pixels have no known range, as far as its header tells.
 
     Raises:
-        UserError: says so.
+        UserError: says which.
     """
     if not has_reader(path):
         with path.open("rb") as file:
             raise UserError(f"image '{path}' {_unreadable(file.read(64))}")
+    if kind := _NO_RANGE.get(_mode(path)):
+        raise UserError(_no_range(path, kind))
 
 
 def is_foreign(path: Path) -> bool:
@@ -91,7 +96,7 @@ def depth_notes(paths: Sequence[Path]) -> list[str]:
         paths: pictures; the first few are looked at.
     """
     deep = []
-    for path in paths[:_LOOKED_AT]:
+    for path in paths[:LOOKED_AT]:
         with contextlib.suppress(OSError):
             if _has_16_bits(path) and (raw := _opencv(path.read_bytes(), cv2.IMREAD_UNCHANGED)) is not None:
                 deep.append((int(raw.max()), path))
@@ -106,11 +111,18 @@ def depth_notes(paths: Sequence[Path]) -> list[str]:
 
 def _has_16_bits(path: Path) -> bool:
     """From the header alone."""
+    mode = _mode(path)
+    return mode.startswith("I;16")
+
+
+def _mode(path: Path) -> str:
+    """Pillow's name for the pixels of a file, from the header alone; empty if Pillow does not know the format."""
     try:
         with _opened(path) as image:
-            return image.mode.startswith("I;16") or image.mode == "I"
+            # Old versions of Pillow call grey PNG and PGM of 16 bits "I" as well.
+            return "I;16" if image.mode == "I" and image.format != "TIFF" else image.mode
     except _PILLOW_ERRORS:
-        return False
+        return ""
 
 
 def _opencv(data: bytes, flags: int) -> np.ndarray | None:
@@ -151,8 +163,8 @@ def _pillow(data: bytes, path: Path) -> np.ndarray | None:
             if upright.mode.startswith("I;16"):
                 grey = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
                 return np.repeat(grey[..., None], 3, axis=2)
-            if upright.mode in ("F", "I"):
-                raise UserError(_no_range(path, {"F": "float32", "I": "int32"}[upright.mode]))
+            if kind := _NO_RANGE.get(upright.mode):
+                raise UserError(_no_range(path, kind))
             return np.ascontiguousarray(np.asarray(upright.convert("RGB"))[..., ::-1])
     except UserError:
         raise

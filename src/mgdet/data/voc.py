@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.parsers import expat
 
-from mgdet.data.image_files import is_image, list_images
+from mgdet.data.image_files import list_images
+from mgdet.data.pictures import is_picture
 from mgdet.data.records import Reason, Records, RecordsBuilder
 from mgdet.data.values import four_numbers, number
 from mgdet.data.yolo import read_bytes
@@ -109,7 +110,7 @@ def _xml_of(home: Path, line: str) -> Path:
 
 def _stem(name: str) -> str:
     name = name.replace("\\", "/").rsplit("/", 1)[-1]
-    return name.rsplit(".", 1)[0] if is_image(name) or name.lower().endswith(".xml") else name
+    return name.rsplit(".", 1)[0] if is_picture(name) or name.lower().endswith(".xml") else name
 
 
 def _is_file(path: Path) -> bool:

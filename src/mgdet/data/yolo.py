@@ -17,7 +17,8 @@ from typing import Any
 import msgspec
 import yaml
 
-from mgdet.data.image_files import IMAGE_SUFFIXES, list_images, upright_sizes
+from mgdet.data.image_files import list_images, upright_sizes
+from mgdet.data.pictures import SUFFIXES
 from mgdet.data.records import Reason, Records, RecordsBuilder
 from mgdet.data.values import number
 from mgdet.errors import UserError
@@ -188,7 +189,7 @@ def split_images(file: Path, content: dict[str, Any], split: str) -> list[str]:
         images += _listed(file, source, content) if source.is_file() else _in_folder(file, source)
     images = list(dict.fromkeys(images))
     if not images:
-        raise UserError(f"'{file}' names no image for {split}; its folders hold no {', '.join(IMAGE_SUFFIXES)}")
+        raise UserError(f"'{file}' names no image for {split}; its folders hold no {', '.join(SUFFIXES)}")
     _check_apart(file, content, split)
     return images
 
@@ -318,15 +319,21 @@ def _add_labels(builder: RecordsBuilder, about: Yaml, image: int, file: Path, he
             x, y, w, h = shares[0] * width, shares[1] * height, shares[2] * width, shares[3] * height
             builder.add_object(image, label, (x - w / 2, y - h / 2, w, h), name=name)
         else:
-            _add_polygon(builder, image, label, shares, height, width)
+            _add_polygon(builder, image, label, shares, (height, width), name)
 
 
-def _add_polygon(builder: RecordsBuilder, image: int, label: int, shares: list[float], height: int, width: int) -> None:
+def _add_polygon(
+    builder: RecordsBuilder, image: int, label: int, shares: list[float], size: tuple[int, int], name: str
+) -> None:
     """Adds an object by its outline, clipped to the image."""
     if min(shares) < 0 or max(shares) > 1:
         shares = [min(max(share, 0.0), 1.0) for share in shares]
+    height, width = size
     xs, ys = [share * width for share in shares[::2]], [share * height for share in shares[1::2]]
     box = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+    if min(box[2:]) <= 0:
+        builder.leave_out(Reason.NO_EXTENT, image, name)
+        return
     # The values are checked: no need to go through every form that a segmentation can have.
     mask = b""
     if builder.masks:

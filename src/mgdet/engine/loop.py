@@ -16,7 +16,7 @@ from mgdet.data.batch import Batch
 from mgdet.data.dataset import DetectionDataset, check_same_classes
 from mgdet.data.loader import train_loader
 from mgdet.data.open import open_splits
-from mgdet.data.pictures import depth_notes
+from mgdet.data.pictures import LOOKED_AT, depth_notes
 from mgdet.data.sampler import TrainSampler
 from mgdet.distributed import World
 from mgdet.engine.ahead import ahead
@@ -89,7 +89,7 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
     notes = [
         *train_data.notes,
         *val_data.notes,
-        *depth_notes([train_data.file(i) for i in range(min(8, len(train_data)))]),
+        *depth_notes([train_data.file(i) for i in range(min(LOOKED_AT, len(train_data)))]),
     ]
     torch.manual_seed(config.train.seed)
     models = world.in_turn(
@@ -325,6 +325,7 @@ class Run:
             world_size=self.world.size,
             progress=progress,
             together=ask,
+            stopping=lambda: self.stop.signal > 0,
         )
         if results is not None:
             scores = evaluate(self.val_data.records, results, metrics)

@@ -170,6 +170,7 @@ def run_detector(
     batch: int = IMAGES_AT_ONCE,
     progress: Callable[[int, int], None] | None = None,
     together: Callable[[], None] | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]] | None:
     """Detects objects in all images of a data set, every process in its share, in batches of one padded size.
 
@@ -190,6 +191,7 @@ def run_detector(
         batch: images per forward pass.
         progress: called after every batch with the number of images done and to do, of this process.
         together: called after a batch, by every process equally often.
+        stopping: was this process asked to stop? Then a worker that hangs is given up soon.
 
     Returns:
         On rank 0 the detections of all images in COCO's results format, in the order of the data set and best first;
@@ -203,7 +205,7 @@ def run_detector(
 
     groups = list(by_size(views, padded, batch))
     everyone_has, groups = len(groups) // world_size, groups[rank::world_size]
-    loader = test_loader(dataset, groups, workers=workers, pin=device.type == "cuda")
+    loader = test_loader(dataset, groups, workers=workers, pin=device.type == "cuda", stopping=stopping)
     form, total = inference_form(detector), sum(map(len, groups))
     share: dict[int, Arrays] = {}
     with contextlib.closing(loader):

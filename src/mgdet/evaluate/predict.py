@@ -87,7 +87,7 @@ def predict(
     detector, line = load_detector(config.student, checkpoint, classes)
     notes = [line, *depth_notes([picture.file for picture in pictures])]
     if skipped:
-        files = "other files are" if skipped.total() > 1 else "other file is"
+        files = "other files were" if skipped.total() > 1 else "other file was"
         notes.append(f"{skipped.total():,} {files} left out: {listed(skipped)}")
     if legend := [f"#{i} {name}" for i, name in enumerate(classes) if not can_write(name)]:
         notes.append(f"no font here can write these classes, so the pictures show numbers: {', '.join(legend)}")
@@ -98,7 +98,8 @@ def predict(
     detector = inference_form(detector.to(device))
     report = _predict_all(detector, pictures, config, classes, out=out, score=score, batch=batch)
     total = sum(len(entry["objects"]) for entry in report)
-    say(f"{total:,} objects in {len(report):,} images; pictures and {JSON_FILE} are in {out}")
+    objects, images_ = "object" if total == 1 else "objects", "image" if len(report) == 1 else "images"
+    say(f"{total:,} {objects} in {len(report):,} {images_}; pictures and {JSON_FILE} are in {out}")
     return report
 
 

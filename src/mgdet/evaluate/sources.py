@@ -59,7 +59,7 @@ def listed(skipped: Counter[str]) -> str:
 def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
     """The pictures in a folder and the folders in it, relative to it, and the kinds of all other files."""
     inside, others = [], Counter[str]()
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=_refuse):
         folders.sort()
         for file in sorted(files):
             path = Path(parent, file)
@@ -67,11 +67,17 @@ def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
                 others["._ (AppleDouble)"] += 1
             elif not is_picture(file):
                 others[path.suffix.lower() or "without an ending"] += 1
+            elif not path.is_file():  # a pipe would never answer
+                others["broken link or pipe"] += 1
             elif is_foreign(path):
                 others[f"{path.suffix.lower()} (pip install pillow-heif)"] += 1
             else:
                 inside.append(path.relative_to(folder))
     return inside, others
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}")
 
 
 class _Names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import Any
 
 import timm
@@ -142,8 +143,8 @@ def _fit(network: Any, name: str) -> nn.Module:
         return Fitted(network, native, layout)
     if _layout(network, (native,))[0] is not None:
         raise UserError(
-            f"timm's '{name}' is made for images of {height} x {width} pixels and fails at others, a detector needs "
-            f"every multiple of 32; {ADVICE}"
+            f"timm's '{name}' is made for images of {height} x {width} pixels and fails at others, but a detector "
+            f"needs every multiple of 32; {ADVICE}"
         )
     raise UserError(f"timm's '{name}' cannot give maps of strides {STRIDES} for every image size ({reason}); {ADVICE}")
 
@@ -167,7 +168,7 @@ def _layout(network: nn.Module, sizes: Sequence[tuple[int, int]]) -> tuple[list[
     try:
         layouts = [_layout_at(network, size) for size in sizes]
     except Exception as error:  # whatever a network of others raises at a size that it does not take
-        return None, str(error).partition("\n")[0][:100] or type(error).__name__
+        return None, shorten(str(error).partition("\n")[0], 100, placeholder=" ...") or type(error).__name__
     finally:
         network.train(training)
     return layouts[0], ""

@@ -19,6 +19,7 @@ from mgdet.config import DataConfig
 from mgdet.data.dataset import DetectionDataset, check_same_classes
 from mgdet.data.layouts import Place, find_places, with_places
 from mgdet.data.open import format_of, open_splits, read_places
+from mgdet.data.pictures import LOOKED_AT, depth_notes
 from mgdet.data.records import LeftOut, Reason, Records
 from mgdet.data.segmentation import decode
 from mgdet.data.transforms import read_image
@@ -66,16 +67,19 @@ def describe_data(data: DataConfig, *, masks: bool, out: Path | None, say: Calla
     for table in (_splits_table, _classes_table, _sizes_table) if splits else ():
         say(f"\n{table(splits)}")
     notes = _check(splits, masks, problems)
+    page = None
     if out is not None and splits:
         split = "train" if "train" in splits else next(iter(splits))
         try:
-            notes.append(f"{_write_samples(splits[split], split, out)} shows samples with boxes and masks")
+            page = _draw_samples(splits[split], split)
         except UserError as error:
             problems.append(str(error))
     if notes:
         say("\n" + "\n".join(_wrapped(note) for note in notes))
     if problems:
         say("\nIt cannot be trained on:\n" + "\n".join(_wrapped(problem) for problem in dict.fromkeys(problems)))
+    if out is not None and page is not None:
+        say(f"\n{_write_page(page, out)} shows samples with boxes and masks")
     return 2 if problems else 0
 
 
@@ -118,7 +122,9 @@ def _check(splits: Mapping[str, Records], masks: bool, problems: list[str]) -> l
         try:
             if split == "val":
                 check_truth(records, metrics)
-            notes += DetectionDataset(records, training=split == "train", masks=masks and split == "train").notes
+            dataset = DetectionDataset(records, training=split == "train", masks=masks and split == "train")
+            first = range(min(LOOKED_AT, len(dataset)))
+            notes += [*dataset.notes, *depth_notes([dataset.file(i) for i in first])]
         except UserError as error:
             problems.append(str(error))
     if "train" in splits and "val" in splits:
@@ -164,7 +170,7 @@ def _splits_table(splits: Mapping[str, Records]) -> str:
 
 def _classes_table(splits: Mapping[str, Records]) -> str:
     """Objects of each class in each split, and in all of them together by COCO's size band."""
-    table = Table(title="objects that are no crowds", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="objects, crowds not counted", title_justify="left", box=None, pad_edge=False)
     table.add_column("class", overflow="fold")
     for name in (*splits, *BANDS):
         table.add_column(name, justify="right")
@@ -222,14 +228,17 @@ def _text(table: Table) -> str:
 # The picture.
 
 
-def _write_samples(records: Records, split: str, out: Path) -> Path:
-    """Draws sixteen images with what is on them."""
+def _draw_samples(records: Records, split: str) -> np.ndarray:
+    """Sixteen images with what is on them: (H, W, 3) uint8, BGR."""
     indices = _sample_indices(records)
     cells = [_draw(records, index) for index in indices]
     cells += [np.full((1, 1, 3), 255, np.uint8)] * (-len(cells) % COLUMNS)
     rows = [cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)]
     title = f"{split}: {len(indices)} of {len(records):,}"
-    page = comparison(rows, [title, *[""] * (COLUMNS - 1)])
+    return comparison(rows, [title, *[""] * (COLUMNS - 1)])
+
+
+def _write_page(page: np.ndarray, out: Path) -> Path:
     _, encoded = cv2.imencode(".jpg", page)
     try:
         out.mkdir(parents=True, exist_ok=True)
