@@ -121,8 +121,8 @@ def test_a_worker_that_hangs_in_an_evaluation_is_given_up_soon_after_a_request_t
     monkeypatch.setattr(loader, "GRACE", 0.3)
     monkeypatch.setattr(loader, "PATIENCE", 60)
     dataset = DetectionDataset(read_coco(*small_data.write()), training=False)
-    views = sampler.test_views(len(dataset), 0, 1, 64, 64)
-    batches = loader.test_loader(dataset, views, workers=1, pin=False, stopping=lambda: True)
+    views = sampler.test_views(len(dataset), 64, 64)
+    batches = loader.test_loader(dataset, [[view] for view in views], workers=1, pin=False, stopping=lambda: True)
     next(batches)
     with pytest.raises(Stalled):
         next(batches)
