@@ -5,7 +5,8 @@
 Measured, over processes of one thread each that gloo joins: seconds per step, the share of them in which gradients are
 exchanged, memory of a process, and the time in which all of them open one annotation file of COCO's size. Exchange is
 the difference to the same step, at the same time in all processes, without DistributedDataParallel. Where processes
-outnumber cores, all of a step is slower, and only the share says something.
+outnumber cores, all of a step is slower, and only the share says something; below 0 it is noise. At one process there
+is no exchange, so its share says how large the noise is.
 
 Computed: floating-point operations of a step, counted while it runs, bytes of gradients, and kernels and waits as
 `waits.py` counts them, put together for GPUs under assumptions that the page states. No GPU is needed.
@@ -80,15 +81,18 @@ def step_of(config: Config, world: World, classes: int = 80) -> Step:
     return step
 
 
-def seconds_of(step: Step, batch: Batch, number: int, world: World) -> float:
-    """The median of some steps that all processes take at once."""
-    taken = []
-    for i in range(number + 1):  # the first makes buckets and states
-        world.barrier()
-        start = time.perf_counter()
-        step.take([batch], number=i, lr=1e-6)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[1:])
+def seconds_of(step: Step, batch: Batch, number: int, world: World) -> tuple[float, float]:
+    """The median of some steps that all processes take at once, with and without exchange in turns."""
+    models, taken = (step.model, step.student), ([], [])
+    for i in range(number + 1):
+        for model, seconds in zip(models, taken):
+            step.model = model
+            world.barrier()
+            start = time.perf_counter()
+            step.take([batch], number=i, lr=1e-6)
+            seconds.append(time.perf_counter() - start)
+    with_exchange, without = (statistics.median(seconds[1:]) for seconds in taken)  # the first makes buckets and states
+    return with_exchange, without
 
 
 def process(arguments: argparse.Namespace) -> None:
@@ -107,9 +111,7 @@ def process(arguments: argparse.Namespace) -> None:
         config = load_recipe(arguments.recipe)
         config.train.batch = arguments.batch
         step, batch = step_of(config, world), batch_of(arguments.batch, tuple(arguments.size), 80)
-        found["step (s)"] = seconds_of(step, batch, arguments.steps, world)
-        step.model = step.student
-        found["step without exchange (s)"] = seconds_of(step, batch, arguments.steps, world)
+        found["step (s)"], found["step without exchange (s)"] = seconds_of(step, batch, arguments.steps, world)
         found["memory (GiB)"] = peak_memory(world.device)
     (folder / f"{os.environ['WORLD_SIZE']}_{os.environ['RANK']}.json").write_text(json.dumps(found))
 
@@ -130,7 +132,7 @@ def measure(arguments: argparse.Namespace, size: int, folder: Path) -> dict[str,
         raise SystemExit(f"processes ended with {codes}")
     rows = [json.loads((folder / f"{size}_{rank}.json").read_text()) for rank in range(size)]
     slowest = {name: max(row[name] for row in rows) for name in rows[0]}
-    slowest["exchange share"] = max(0.0, 1 - slowest["step without exchange (s)"] / slowest["step (s)"])
+    slowest["exchange share"] = 1 - slowest["step without exchange (s)"] / slowest["step (s)"]
     slowest["images/s"] = arguments.batch * size / slowest["step (s)"]
     return slowest
 
@@ -144,8 +146,9 @@ def count(config: Config, size: tuple[int, int], small: tuple[int, int], batch: 
     world = World(rank=0, size=1, device=torch.device("cpu"))
     config.train.batch = batch
     step = step_of(config, world)
+    several = batch_of(batch, small, 80)
     with counting() as work:
-        step.take([batch_of(batch, small, 80)], number=0, lr=1e-6)
+        step.take([several], number=0, lr=1e-6)
     one = batch_of(1, size, 80)
     with FlopCounterMode(display=False) as whole:
         step.take([one], number=0, lr=1e-6)
@@ -255,9 +258,9 @@ def main() -> None:
         for size in arguments.processes:
             result["processes"][str(size)] = measure(arguments, size, folder)
             print(f"{size} processes:", result["processes"][str(size)], flush=True)
-    small = (min(128, arguments.full_size[0]), min(160, arguments.full_size[1]))
-    config = load_recipe(arguments.recipe)
-    result["counted"] = count(config, tuple(arguments.full_size), small, arguments.gpu_batch)
+    full_size = tuple(arguments.full_size)
+    small = (min(128, full_size[0]), min(160, full_size[1]))
+    result["counted"] = count(load_recipe(arguments.recipe), full_size, small, arguments.gpu_batch)
     for gpus in GPUS:
         result["gpus"][str(gpus)] = project(result["counted"], arguments.gpu_batch, gpus)
     print(page(arguments, result))

@@ -70,6 +70,6 @@ def test_scale(bench, monkeypatch):
     assert min(one["step (s)"], two["step (s)"], two["start-up (s)"], two["memory (GiB)"]) > 0
     counted, gpus = results["counted"], results["gpus"]
     assert counted["TFLOP per image"] > counted["of them the teacher"] > 0
-    assert counted["waits"] <= 4
+    assert counted["waits"] == 1, "RetinaNet's losses do not wait, and the step waits once"
     assert gpus["1"]["exchange (ms)"] == 0 < gpus["8"]["exchange (ms)"] < gpus["64"]["exchange (ms)"]
     assert gpus["1"]["images/s"] < gpus["8"]["images/s"] <= 8 * gpus["1"]["images/s"]

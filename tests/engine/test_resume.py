@@ -262,8 +262,10 @@ def test_a_signal_saves_and_leaves(whole, tiny, tmp_path, monkeypatch, capsys, n
         return forward(stepper, batch, last=last)
 
     def activity(self, text, done, total):
+        first = done < min([NUM_VAL, *evaluations[-1:]])
         evaluations.append(done)
-        if len(evaluations) == {"evaluation": 2, "last evaluation": NUM_VAL + 2}.get(moment):
+        finished = evaluations.count(NUM_VAL)
+        if first and finished == {"evaluation": 0, "last evaluation": 1}.get(moment):
             os.kill(os.getpid(), number)
 
     with pytest.MonkeyPatch.context() as patch:

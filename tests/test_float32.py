@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mgdet.cli import main
 from mgdet.precision import set_float32
 
 
@@ -28,3 +29,17 @@ def test_nothing_changes_on_a_cpu():
     set_float32(torch.device("cuda"), exact=False)
     assert set_float32(torch.device("cpu"), exact=True) == ""
     assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+
+
+def test_training_may_round_and_measuring_and_predicting_may_not(tiny, tmp_path, monkeypatch, capsys):
+    asked = []
+    for module in ("engine.loop", "report.measure", "evaluate.predict"):
+        monkeypatch.setattr(
+            f"mgdet.{module}.set_float32", lambda device, exact, module=module: asked.append((module, exact)) or module
+        )
+    run, picture = tmp_path / "run", tiny.root / "val" / "0.jpg"
+    assert main([*tiny.arguments("train"), "--run-dir", str(run), "--train.stop-after", "1"]) == 0
+    assert "  engine.loop\n" in (run / "log.txt").read_text()
+    assert main([*tiny.arguments("test", distil=False), str(tiny.teacher)]) == 0
+    assert main(["predict", str(tiny.teacher), str(picture), "--out", str(tmp_path / "out")]) == 0
+    assert asked == [("engine.loop", False), ("report.measure", True), ("evaluate.predict", True)]
