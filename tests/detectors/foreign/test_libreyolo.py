@@ -17,7 +17,7 @@ from mgdet.errors import UserError
 from mgdet.structures import Target
 
 FAST = (NANO, TINY)
-EACH = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in MODELS]
+EACH = [pytest.param(name, marks=[] if name in FAST else pytest.mark.long) for name in MODELS]
 BOXES = torch.tensor([[8.0, 12, 50, 60], [20, 5, 90, 44]])
 LABELS = torch.tensor([0, 2])
 
