@@ -16,6 +16,7 @@ import cv2
 import pytest
 import torch
 
+import formats
 import mgdet.engine.loop as loop
 from mgdet import __version__
 from mgdet.cli import COMMANDS, main
@@ -106,6 +107,14 @@ class TestCommandLine:
             assert all(f"\n  {command}" in usage for command in COMMANDS)
         assert main(["--version"]) == 0
         assert capsys.readouterr().out == f"mgdet {__version__}\n"
+
+    def test_letters_that_the_terminal_lacks_are_written_as_numbers(self, monkeypatch, folder):
+        out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", out)
+        formats.beside(folder / "größe")
+        assert main(["data", "größe"]) == 0
+        out.flush()
+        assert rb"gr\xf6\xdfe: COCO" in out.buffer.getvalue()
 
     @pytest.mark.parametrize("command", COMMANDS)
     def test_each_command_has_a_help(self, command, capsys):
@@ -291,7 +300,12 @@ class TestTrain:
         assert main([*tiny.arguments("train"), "--data.root", str(data.root), "--run-dir", "run"]) == 0
         out = capsys.readouterr().out
         assert out.count("left out 1 box without width or height (first: annotation 1 of image '0.jpg'") == 1
-        assert out.count("left out of training: 1 degenerate box (first: object 1 of image '0.jpg')") == 1
+        assert (
+            out.count(
+                "left out of training: 1 box under a pixel or outside its image (first: object 1 of image '0.jpg')"
+            )
+            == 1
+        )
 
     @pytest.mark.parametrize("workers", ["0", "1"])
     def test_a_truncated_picture_is_named(self, tiny, data, capsys, workers):

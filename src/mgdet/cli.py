@@ -159,6 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _let_memory_grow()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names in letters that the terminal's encoding lacks
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         _print(USAGE)
         return 0 if arguments else 2

@@ -62,6 +62,13 @@ def shortage(error: BaseException) -> str:
     return ""
 
 
+def git_lfs_note(head: bytes) -> str:
+    """What to say of a file that begins like the note that Git LFS leaves in a file's place; empty for all others."""
+    if not head.startswith(b"version https://git-lfs"):
+        return ""
+    return "Git LFS has put a note in its place; git lfs pull brings the file"
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Says which of `choices` was probably meant: `"; did you mean 'x'?"`, or the choices themselves."""
     choices = sorted(choices)

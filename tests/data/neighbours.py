@@ -208,7 +208,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "iscrowd 'true'": (every("annotations", iscrowd="true"), "3 crowds .iscrowd is set"),
     "ignore 1": (every("annotations", ignore=1), "3 ignored objects"),
     "bbox of five": (every("annotations", bbox=[1, 2, 3, 4, 0]), "3 boxes that are not four numbers"),
-    "bbox normalised": (every("annotations", bbox=[0.1, 0.2, 0.3, 0.4]), "3 degenerate boxes .*boxes are in pixels"),
+    "bbox normalised": (
+        every("annotations", bbox=[0.1, 0.2, 0.3, 0.4]),
+        "3 boxes under a pixel or outside .*boxes are in pixels",
+    ),
     "no annotations": (lambda data: data.update(annotations=[]), "it has no objects"),
     "no list of annotations": (lambda data: data.pop("annotations"), "it has no list 'annotations'"),
     "no categories": (lambda data: data.pop("categories"), "it has no list 'categories'"),

@@ -90,7 +90,7 @@ def test_unusable_boxes_are_dropped_and_counted_once(small_data):
     assert dataset.notes[1:5] == [
         "left out of training: 1 crowd (iscrowd is set) (first: object 7 of image '0.png')",
         "left out of training: 1 ignored object (first: object 8 of image '0.png')",
-        "left out of training: 3 degenerate boxes (first: object 3 of image '0.png')",
+        "left out of training: 3 boxes under a pixel or outside their images (first: object 3 of image '0.png')",
         "left out of training: 1 object with area 0 (first: object 6 of image '0.png')",
     ]
 

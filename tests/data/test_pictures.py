@@ -68,6 +68,14 @@ def test_a_float_tiff_that_only_pillow_knows(tmp_path, no_opencv):
         read_image(tmp_path / "a.tif")
 
 
+def test_what_git_lfs_did_not_bring_is_said_so(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    for refuse in (read_image, check_readable):
+        with pytest.raises(UserError, match="Git LFS has put a note in its place; git lfs pull brings the file"):
+            refuse(path)
+
+
 def test_heic_names_what_reads_it(tmp_path, monkeypatch):
     path = tmp_path / "a.heic"
     path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))

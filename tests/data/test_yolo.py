@@ -82,6 +82,21 @@ def test_pictures_of_every_format_are_found(tmp_path, ending):
     assert (records.heights[-1], records.widths[-1]) == (40, 50)
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_labels_that_are_no_file_are_not_taken_for_none(tmp_path, make):
+    formats.yolo(tmp_path)
+    path = tmp_path / "labels/train/train_0.txt"
+    path.unlink()
+    make(path)
+    with pytest.raises(UserError, match=r"train_0.txt' is a folder or a pipe, not a file of labels$"):
+        read(tmp_path)
+
+
+def test_one_class_is_named_as_one(tmp_path):
+    with pytest.raises(UserError, match=r"has class 1, but '.*data.yaml' names only class 0$"):
+        one_image(tmp_path, "1 0.5 0.5 0.2 0.2\n", names="[cat]")
+
+
 def test_what_is_no_file_is_no_picture(tmp_path):
     formats.yolo(tmp_path)
     before = read(tmp_path).files

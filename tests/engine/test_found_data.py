@@ -1,6 +1,7 @@
 """Runs on data sets that are found by looking, from the command line on."""
 
 import json
+import os
 
 import pytest
 
@@ -81,3 +82,12 @@ def test_a_stored_config_lacks_only_what_has_a_default():
     del values["optimizer"]["lr"]
     with pytest.raises(ValueError, match=r"config\.optimizer lacks the field 'lr'"):
         Config.from_dict(values)
+
+
+def test_names_that_are_no_text_are_written_all_the_same(folder, capsys):
+    formats.yolo(folder / "data")
+    (folder / "data/images/train/train_1.png").rename(folder / "data/images/train" / os.fsdecode(b"\xff.png"))
+    assert train(folder / "data") == 0
+    example = r"left out of training: 1 image without an object to train on (first: images/train/\udcff.png)"
+    assert example in capsys.readouterr().out
+    assert example in (folder / "run/log.txt").read_text()

@@ -144,7 +144,7 @@ def test_in_folders_what_is_no_file_is_counted_and_never_opened(tmp_path, monkey
     (folder / "loop").symlink_to(folder)
     pictures, skipped = find_pictures([str(folder)])
     assert [picture.file for picture in pictures] == [folder / "a.jpg"]
-    assert listed(skipped) == "2 broken link or pipe"
+    assert listed(skipped) == "2 unreadable (broken link or pipe)"
 
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
@@ -152,6 +152,17 @@ def test_in_folders_what_is_no_file_is_counted_and_never_opened(tmp_path, monkey
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=r"the folder .*photos cannot be read: Permission denied$"):
         find_pictures([str(folder)])
+
+
+def test_names_that_are_no_text(tiny, tmp_path):
+    folder = tmp_path / "photos"
+    write(folder / "a.jpg")
+    (folder / "a.jpg").rename(folder / os.fsdecode(b"\xff\xfe.jpg"))
+    (entry,), _ = run(tiny, tmp_path, folder)
+    assert os.fsencode(entry["picture"]) == b"\xff\xfe.jpg"
+    (folder / os.fsdecode(b"\xfd.jpg")).write_bytes(b"hello")
+    with pytest.raises(UserError, match="cannot be decoded"):
+        run(tiny, tmp_path / "again", folder)
 
 
 def test_names_of_copies_are_their_own_and_quickly_found(tmp_path):

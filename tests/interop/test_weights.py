@@ -489,3 +489,11 @@ def test_our_own_state_gives_its_student_under_its_own_names(tmp_path):
     checkpoint = read_checkpoint(tmp_path / "state.pth")
     assert forged.same(checkpoint.state_dict, {f"library.{name}": value for name, value in forged.state(1).items()})
     assert checkpoint.left_out == {"generator": 1, "teacher_sha256": 0}
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_what_git_lfs_did_not_bring_is_said_so(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match="Git LFS has put a note in its place; git lfs pull brings the file"):
+        read_checkpoint(path)

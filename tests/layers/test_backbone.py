@@ -127,7 +127,7 @@ def test_windows_shift_in_the_last_stage_too(name):
     [
         (
             "test_coatnet",
-            "is made for images of 160 x 160 pixels and fails at others, a detector needs every multiple of 32; try",
+            "is made for images of 160 x 160 pixels and fails at others, but a detector needs every multiple of 32",
         ),
         ("efficientvit_m0", "cannot give four feature stages; try resnet50"),
         ("test_vit", r"stages of strides \[16, 16, 16, 16\], not \[4, 8, 16, 32\]; try resnet50"),

@@ -21,11 +21,10 @@ from msgspec import Raw
 
 from mgdet.data.records import Id, Records, RecordsBuilder, expected_layout, id_order
 from mgdet.data.values import FARTHEST, integer_of
-from mgdet.errors import UserError
+from mgdet.errors import UserError, git_lfs_note
 
 _RELEASE_EVERY = 50_000
 _COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04")
-_GIT_LFS = b"version https://git-lfs"
 _NO_MASK = Raw(b"null")
 
 
@@ -164,8 +163,7 @@ def _loads(data: bytes | Raw | mmap.mmap, path: object = None) -> Any:
         reason = str(error)
         if "int_max_str_digits" in reason:
             reason = "it has a number of thousands of digits"
-        elif content.startswith(_GIT_LFS):
-            reason = "Git LFS has put a note in its place; git lfs pull brings the file"
+        reason = git_lfs_note(content) or reason
     raise UserError(f"{problem} ({reason})")
 
 

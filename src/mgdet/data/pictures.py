@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from mgdet.errors import UserError
+from mgdet.errors import UserError, git_lfs_note
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".avif"),
@@ -61,13 +61,11 @@ def decode(data: bytes, path: Path) -> np.ndarray:
 
 def has_reader(path: Path) -> bool:
     """Is there a reader for the format of a file? Only its first bytes are looked at."""
-    if cv2.haveImageReader(str(path)):
-        return True
     try:
-        with _opened(path):
-            return True
-    except _PILLOW_ERRORS:
-        return False
+        name = str(path).encode().decode()
+    except UnicodeEncodeError:  # no text, which ends the process in OpenCV
+        return _opencv(path.read_bytes(), cv2.IMREAD_COLOR) is not None or bool(_mode(path))
+    return cv2.haveImageReader(name) or bool(_mode(path))
 
 
 def check_format(path: Path) -> None:
@@ -179,4 +177,6 @@ def _no_range(path: Path, kind: str) -> str:
 def _unreadable(data: bytes) -> str:
     if data[4:12] in _HEIF_BRANDS:
         return "is HEIC, which nothing here can decode; install pillow-heif, or convert it"
+    if note := git_lfs_note(data):
+        return f"cannot be decoded: {note}"
     return "cannot be decoded: it is damaged, truncated or of an unknown format"

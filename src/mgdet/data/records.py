@@ -42,7 +42,7 @@ class Reason(Enum):
     CROWD = "crowd (iscrowd is set)", "crowds (iscrowd is set)"
     IGNORED = "ignored object", "ignored objects"
     NO_AREA = "object with area 0", "objects with area 0"
-    DEGENERATE = "degenerate box", "degenerate boxes"
+    DEGENERATE = "box under a pixel or outside its image", "boxes under a pixel or outside their images"
     EMPTY_IMAGE = "image without an object to train on", "images without an object to train on"
     SMALL_IMAGE = "image under 32 pixels", "images under 32 pixels"
 
@@ -60,12 +60,12 @@ class LeftOut:
         self.examples.setdefault(reason, example)
 
     def sentences(self, verb: str = "left out") -> list[str]:
-        """One line for each reason, as in "left out 2 degenerate boxes (first: annotation 7 of image 'a.jpg')"."""
+        """One line for each reason, as in "left out 2 ignored objects (first: annotation 7 of image 'a.jpg')"."""
         lead = f"{verb} " if verb else ""
         return [f"{lead}{self.phrase(reason)} (first: {self.examples[reason]})" for reason in self.counts]
 
     def phrase(self, reason: Reason) -> str:
-        """As in "2 degenerate boxes"."""
+        """As in "2 ignored objects"."""
         count = self.counts[reason]
         return f"{count:,} {reason.value[0 if count == 1 else 1]}"
 

@@ -96,7 +96,8 @@ def _xml_files(annotations: Path) -> list[Path]:
     missing = [file for file in files if not _is_file(file)]
     if missing:
         names = ", ".join(f"{file.name:.80}" for file in missing[:3])
-        raise UserError(f"'{annotations}' lists {len(missing):,} images without an XML file in '{home}': {names}")
+        images = "1 image" if len(missing) == 1 else f"{len(missing):,} images"
+        raise UserError(f"'{annotations}' lists {images} without an XML file in '{home}': {names}")
     if not files:
         raise UserError(f"the list '{annotations}' names no image")
     return list(dict.fromkeys(files))
@@ -165,7 +166,8 @@ def _records(split: list[VocImage], source: str, folder: Path, classes: list[str
             name = f"object {i + 1}"
             corners = four_numbers(list(thing.corners))
             if corners is None:
-                builder.leave_out(Reason.NOT_A_BOX, index, name, ", ".join(thing.corners))
+                shown = ", ".join(thing.corners) if any(thing.corners) else None
+                builder.leave_out(Reason.NOT_A_BOX, index, name, shown)
                 continue
             x0, y0, x1, y1 = corners
             x0, y0 = x0 - image.first_pixel, y0 - image.first_pixel

@@ -93,7 +93,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     try:
         values = yaml.load(content, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).replace('in "<byte string>", ', "at ").split())
         raise UserError(f"'{file}' is not a YAML file: {reason:.200}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"'{file}' has no names at its top, such as names:, train: and val:")
@@ -262,7 +262,8 @@ def _listed(file: Path, source: Path, content: dict[str, Any]) -> list[str]:
             images.append(os.path.relpath(image, file.parent).replace(os.sep, "/"))
     if missing:
         first = ", ".join(f"{line:.80}" for line in missing[:3])
-        raise UserError(f"'{source}' lists {len(missing):,} images that do not exist: {first}")
+        what = "1 image that does" if len(missing) == 1 else f"{len(missing):,} images that do"
+        raise UserError(f"'{source}' lists {what} not exist: {first}")
     return images
 
 
@@ -294,8 +295,15 @@ def _label_files(image: Path) -> list[Path]:
 
 
 def label_file(image: Path) -> Path | None:
-    """The label file of an image; None if it has none."""
-    return next((file for file in _label_files(image) if file.is_file()), None)
+    """The label file of an image; None if it has none.
+
+    Raises:
+        UserError: what bears its name is no file.
+    """
+    file = next((file for file in _label_files(image) if file.exists()), None)
+    if file is not None and not file.is_file():
+        raise UserError(f"'{file}' is a folder or a pipe, not a file of labels")
+    return file
 
 
 def _add_labels(builder: RecordsBuilder, about: Yaml, image: int, file: Path, height: int, width: int) -> None:
@@ -311,10 +319,9 @@ def _add_labels(builder: RecordsBuilder, about: Yaml, image: int, file: Path, he
             builder.leave_out(reason, image, name, " ".join(values[:6]))
             continue
         if not 0 <= label < len(about.classes):
-            raise UserError(
-                f"{name} in '{file.parent}' has class {label}, but '{about.file}' names {len(about.classes)} classes, "
-                f"0 to {len(about.classes) - 1}"
-            )
+            last = len(about.classes) - 1
+            known = f"{last + 1} classes, 0 to {last}" if last else "only class 0"
+            raise UserError(f"{name} in '{file.parent}' has class {label}, but '{about.file}' names {known}")
         if len(shares) == 4:
             x, y, w, h = shares[0] * width, shares[1] * height, shares[2] * width, shares[3] * height
             builder.add_object(image, label, (x - w / 2, y - h / 2, w, h), name=name)

@@ -67,7 +67,7 @@ class RunLog:
             self._trackers.append(_WandB(folder, wandb, start_step))
         cut_metrics(folder / "metrics.jsonl", start_step, evaluated)
         self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._text = (folder / "log.txt").open("a", encoding="utf-8")
+        self._text = (folder / "log.txt").open("a", encoding="utf-8", errors="backslashreplace")
         self._status = Status(title, total_steps, start_step)
         live = sys.stdout.isatty()
         self._console = Console(

@@ -68,7 +68,7 @@ def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
             elif not is_picture(file):
                 others[path.suffix.lower() or "without an ending"] += 1
             elif not path.is_file():  # a pipe would never answer
-                others["broken link or pipe"] += 1
+                others["unreadable (broken link or pipe)"] += 1
             elif is_foreign(path):
                 others[f"{path.suffix.lower()} (pip install pillow-heif)"] += 1
             else:

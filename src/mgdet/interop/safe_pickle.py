@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import torch
 
-from mgdet.errors import UserError
+from mgdet.errors import UserError, git_lfs_note
 from mgdet.interop.names import shown
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -343,4 +343,6 @@ def load_untrusted(path: Path) -> Any:
         if _begins_like_torch_file(path):
             reason = _first_sentence(error)
             raise UserError(f"{path} is truncated or damaged, or no file of weights ({reason})") from None
-        raise UserError(f"{path} is not a checkpoint: it is no file of torch.save; give a .pth file") from None
+        with path.open("rb") as file:
+            reason = git_lfs_note(file.read(64)) or "it is no file of torch.save; give a .pth file"
+        raise UserError(f"{path} is not a checkpoint: {reason}") from None

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from mgdet.errors import UserError, nearest
+from mgdet.errors import UserError, git_lfs_note, nearest
 from mgdet.files import SUFFIXES, atomic_write, fetch, sha256_of
 from mgdet.interop.names import (
     DETECTOR_HEADS,
@@ -178,6 +178,9 @@ def _read_safetensors(path: Path) -> Found:
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
         reason = shown(error)
+        if isinstance(error, safetensors.SafetensorError):
+            with path.open("rb") as stream:
+                reason = git_lfs_note(stream.read(64)) or reason
         raise UserError(f"{path} is truncated, damaged, or no .safetensors file ({reason})") from None
     meta = {name: value for name in METADATA if (value := _json(metadata.get(name))) is not None}
     return Found(state_dict, meta=meta)
