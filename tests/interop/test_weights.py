@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 
-import forged
 import pytest
 import safetensors.torch
 import timm
 import torch
 
+import forged
 import recorded
 from mgdet import build_detector
 from mgdet.errors import UserError
