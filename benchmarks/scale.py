@@ -27,6 +27,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -114,6 +116,15 @@ def process(arguments: argparse.Namespace) -> None:
         found["step (s)"], found["step without exchange (s)"] = seconds_of(step, batch, arguments.steps, world)
         found["memory (GiB)"] = peak_memory(world.device)
     (folder / f"{os.environ['WORLD_SIZE']}_{os.environ['RANK']}.json").write_text(json.dumps(found))
+
+
+def write_data(folder: Path, num_images: int, num_objects: int) -> None:
+    """An annotation file, and for each of its images a link to one grey picture."""
+    write_annotations(folder / "instances.json", num_images, num_objects, seed=0)
+    (folder / "images").mkdir()
+    cv2.imwrite(str(folder / "grey.jpg"), np.full((480, 640, 3), 128, np.uint8))
+    for i in range(num_images):
+        (folder / "images" / f"{i:012}.jpg").symlink_to(folder / "grey.jpg")
 
 
 def measure(arguments: argparse.Namespace, size: int, folder: Path) -> dict[str, float]:
@@ -251,10 +262,7 @@ def main() -> None:
     result: dict[str, Any] = {"torch": torch.__version__, "processes": {}, "gpus": {}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_annotations(folder / "instances.json", arguments.images, arguments.objects, seed=0)
-        (folder / "images").mkdir()
-        for i in range(arguments.images):
-            (folder / "images" / f"{i:012}.jpg").touch()
+        write_data(folder, arguments.images, arguments.objects)
         for size in arguments.processes:
             result["processes"][str(size)] = measure(arguments, size, folder)
             print(f"{size} processes:", result["processes"][str(size)], flush=True)
