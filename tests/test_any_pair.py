@@ -44,6 +44,7 @@ PAIRS = {
     "hf to torchvision": Pair("hf", TORCHVISION, 1),
     "torchvision to hf": Pair(TORCHVISION, "hf", 1),
     "timm to hf": Pair("timm:test_vit", "hf", 1),
+    "ours to libreyolo": Pair("ours", "libreyolo:yolox-n", 3),
 }
 
 
@@ -111,6 +112,8 @@ def stand_in(name: str, folder):
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_pair_trains_and_resumes_to_the_bit(name, arguments, tmp_path, capsys):
     pair = PAIRS[name]
+    if "libreyolo" in name:
+        pytest.importorskip("libreyolo")
     assert main([*arguments(pair, "whole"), "--train.stop-after", "2"]) == 0
     text = capsys.readouterr().out
     assert pair.said in text
