@@ -16,7 +16,7 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	$(BIN)/ruff format --check
-	$(BIN)/ruff check
+	$(BIN)/ruff check --no-cache
 	$(BIN)/mypy
 
 clean:

@@ -12,10 +12,10 @@ import sys
 import threading
 from typing import ClassVar
 
-import forged
 import pytest
 import torch
 
+import forged
 from mgdet.errors import UserError
 from mgdet.files import atomic_write, fetch, sha256_of
 from mgdet.interop.weights import load_checkpoint

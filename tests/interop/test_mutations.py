@@ -11,11 +11,11 @@ import time
 import zipfile
 from pathlib import Path
 
-import forged
 import pytest
 import safetensors.torch
 import torch
 
+import forged
 from mgdet.errors import UserError
 from mgdet.interop.weights import load_checkpoint, read_checkpoint
 from mgdet.transfer import transfer

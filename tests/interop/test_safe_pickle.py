@@ -12,11 +12,11 @@ import pickle
 import subprocess
 import zipfile
 
-import forged
 import numpy as np
 import pytest
 import torch
 
+import forged
 from mgdet.errors import UserError
 from mgdet.interop.safe_pickle import StandIn, load_untrusted
 
