@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from mgdet import cli
+from mgdet.cli.parsing import parse
+from mgdet.cli.train import TrainArguments
 from mgdet.recipes import load_recipe
 from test_any_pair import save_tiny, stand_in
 from tiny import write_data, write_detector
@@ -47,8 +49,8 @@ def test_there_are_five_commands_and_each_has_its_options():
     for line in TYPED:
         command, *rest = shlex.split(line)[1:]
         if command == "train":
-            arguments = cli.TrainArguments(config=load_recipe(rest[0]))
-            cli._parse(cli.TrainArguments, rest[1:], command, arguments).config.check_together()
+            arguments = TrainArguments(config=load_recipe(rest[0]))
+            parse(TrainArguments, rest[1:], command, arguments).config.check_together()
 
 
 @pytest.fixture

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from mgdet import cli
+from mgdet.cli import predict, test, train
+from mgdet.cli.parsing import parse
+from mgdet.cli.train import TrainArguments
 from mgdet.config import Config
 from mgdet.recipes import RECIPES, load_recipe
 from tiny import distilled, write_data, write_detector
@@ -56,7 +59,8 @@ def test_the_commands_run_in_their_order(tmp_path, monkeypatch, capsys):
     (tmp_path / "photos").mkdir()
     cv2.imwrite(str(tmp_path / "photos/one.jpg"), np.full((60, 90, 3), 99, np.uint8))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "load_recipe", small)
+    for command in (train, test, predict):
+        monkeypatch.setattr(command, "load_recipe", small)
     for line in typed:
         arguments = shlex.split(line)[1:]
         if "--devices" in arguments:  # many processes are the concern of tests/train/test_distributed.py
@@ -75,12 +79,10 @@ def test_every_option_belongs_to_its_recipe():
     for command, name, *rest in lines:
         config = load_recipe("faster_rcnn_r50" if name == "RECIPE" else name)
         if command == "train":
-            cli._parse(cli.TrainArguments, rest, command, cli.TrainArguments(config=config))
+            parse(TrainArguments, rest, command, TrainArguments(config=config))
         else:
-            default = cli.TestArguments(
-                checkpoint="", student=config.student, data=config.data, eval=config.train.metrics
-            )
-            assert cli._parse(cli.TestArguments, rest, command, default).checkpoint
+            default = test.TestArguments(checkpoint="", student=config.student, data=config.data, eval=config.train.metrics)
+            assert parse(test.TestArguments, rest, command, default).checkpoint
 
 
 def test_the_python_example_runs():

@@ -1,0 +1,57 @@
+"""The section that describes one detector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mgdet.sections import Section, require
+
+ROIS_PER_IMAGE = 512
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig(Section):
+    """One detector: its architecture and the weights it starts from."""
+
+    detector: str
+    """One of ours, e.g. retinanet, or SOURCE:NAME of another library: torchvision:NAME, hf:NAME, libreyolo:NAME, and
+    timm:NAME for a teacher."""
+    backbone: str = ""
+    """Any timm backbone with four feature stages, e.g. resnet50 or resnext101_64x4d; only for our detectors."""
+    deformable: bool = False
+    """Deformable 3x3 convolutions (version 1) in stages c3 to c5 of a ResNet with bottlenecks."""
+    channels: int = 256
+    """Width of the neck and of the heads."""
+    frozen_stages: int = 1
+    """How many backbone stages, counted with the stem, do not train: 1 is the stem and the first stage."""
+    norm_eval: bool = True
+    """Keep the backbone's batch norm statistics fixed in training. Turn off only to train from random weights."""
+    rois_per_image: int = ROIS_PER_IMAGE
+    """Regions of an image that the second stage trains on; only Faster, Mask and Cascade Mask R-CNN have one."""
+    weights: str = "random"
+    """Where training starts: random, timm:NAME for a backbone, a checkpoint file, or its URL. Detectors of other
+    libraries also know pretrained, backbone, and the library's own names of weights."""
+    canvas: tuple[int, int] = (0, 0)
+    """Height and width of the images that a teacher sees, squashed to them; 0 0: those of the student, rounded to what
+    the teacher takes."""
+    precision: Literal["step", "fp32", "bf16"] = "step"
+    """The precision that a teacher runs in. step: that of `train.amp`; fp32 or bf16, whatever that says."""
+
+    def check_values(self) -> None:
+        require(
+            self.channels > 0 and self.channels % 32 == 0,
+            f"channels is {self.channels}; give a multiple of 32",
+        )
+        require(0 <= self.frozen_stages <= 4, f"frozen_stages is {self.frozen_stages}; give 0 to 4")
+        require(self.rois_per_image >= 1, f"rois_per_image is {self.rois_per_image}; give 1 or more")
+        require(
+            min(self.canvas) > 0 or self.canvas == (0, 0),
+            f"canvas is {self.canvas[0]} {self.canvas[1]}; give a height and a width in pixels, or 0 0",
+        )
+
+    @property
+    def source(self) -> str:
+        """The library that the detector comes from; empty for ours."""
+        source, colon, _ = self.detector.partition(":")
+        return source if colon else ""

@@ -1,0 +1,113 @@
+"""The sections of the optimizer, the schedule and the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mgdet.sections import Section, require
+
+Metric = Literal["bbox", "segm"]
+
+SGD_RATES_FROM = 0.01
+"""Learning rates for 16 images from here on are for SGD; AdamW diverges at them."""
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimizerConfig(Section):
+    """One optimizer over student and generators, one parameter group."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """sgd, as published; adamw for students that start from random weights or are no ResNets."""
+    lr: float
+    """Learning rate for `base_batch` images per step; scaled in proportion to the real number."""
+    base_batch: int = 16
+    """Images per step that `lr` is meant for."""
+    momentum: float = 0.9
+    """Momentum of SGD; AdamW's first beta."""
+    weight_decay: float = 1e-4
+    """Weight decay of every trained parameter."""
+    backbone_share: float = 1.0
+    """The backbone's share of the learning rate; 0.1 is usual for detectors of the DETR family."""
+    clip_norm: float = 35.0
+    """Gradients of student and generators together are clipped to this L2 norm."""
+
+    def check_values(self) -> None:
+        require(self.lr > 0, f"optimizer.lr is {self.lr}; give a positive rate")
+        require(self.base_batch > 0, f"optimizer.base_batch is {self.base_batch}; give 1 or more")
+        require(0 <= self.momentum < 1, f"optimizer.momentum is {self.momentum}; give a number from 0 to below 1")
+        require(self.weight_decay >= 0, f"optimizer.weight_decay is {self.weight_decay}; give 0 or more")
+        require(0 < self.backbone_share <= 1, f"optimizer.backbone_share is {self.backbone_share}; give over 0 to 1")
+        require(self.clip_norm > 0, f"optimizer.clip_norm is {self.clip_norm}; give a positive norm")
+
+    def check_together(self) -> None:
+        lr = self.lr * 16 / self.base_batch
+        require(
+            self.name != "adamw" or lr < SGD_RATES_FROM,
+            f"optimizer.lr is {self.lr:g}, a rate for sgd, but optimizer.name is adamw, which diverges at it; give "
+            f"optimizer.lr too, e.g. {0.0001 * self.base_batch / 16:g}",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class ScheduleConfig(Section):
+    """The learning rate as a function of the step: linear warm-up, then drops to a tenth, or a cosine."""
+
+    shape: Literal["steps", "cosine"] = "steps"
+    """steps: the rate falls at `drops`, as published; cosine: it falls to `cosine_floor` over the whole run."""
+    cosine_floor: float = 0.01
+    """The share of the rate at which a cosine ends."""
+
+    epochs: int
+    """Passes over the training images."""
+    drops: tuple[int, ...]
+    """After how many epochs the rate falls to a tenth."""
+    warmup_steps: int = 500
+    """Steps of linear warm-up."""
+    warmup_ratio: float = 0.001
+    """The first step's share of the rate."""
+
+    def check_values(self) -> None:
+        require(self.epochs >= 1, f"schedule.epochs is {self.epochs}; give 1 or more")
+        require(all(drop >= 1 for drop in self.drops), f"schedule.drops is {self.drops}; give epochs from 1 on")
+        require(0 <= self.cosine_floor <= 1, f"schedule.cosine_floor is {self.cosine_floor}; give a share from 0 to 1")
+        require(self.warmup_steps >= 0, f"schedule.warmup_steps is {self.warmup_steps}; give 0 or more")
+        require(0 <= self.warmup_ratio <= 1, f"schedule.warmup_ratio is {self.warmup_ratio}; give a share from 0 to 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig(Section):
+    """The loop."""
+
+    batch: int = 2
+    """Images for each process and each forward pass."""
+    accumulate: int = 1
+    """Forward passes whose gradients make one step."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Automatic mixed precision; MGD and the detection losses stay in float32."""
+    compile: bool = False
+    """Compile backbones and necks with torch.compile, one graph for all image sizes; the first step takes minutes."""
+    seed: int = 0
+    """Seed of everything random: start weights, order of images, flips, masks, samplers."""
+    log_every: int = 50
+    """Steps between two log lines."""
+    save_every: int = 1000
+    """Steps between two checkpoints, beside the one at the end of each epoch."""
+    eval_every: int = 1
+    """Epochs between two evaluations; the last epoch is always evaluated. 0: never."""
+    metrics: tuple[Metric, ...] = ("bbox",)
+    """What an evaluation measures; the first decides which checkpoint is the best."""
+    stop_after: int = 0
+    """Save and stop after this many steps of the schedule; 0 runs all of it."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files into the run's folder (pip install 'mgdet[tensorboard]')."""
+    wandb: str = ""
+    """Also log to this Weights & Biases project (pip install 'mgdet[wandb]'); empty: do not."""
+
+    def check_values(self) -> None:
+        for name in ("batch", "accumulate", "log_every", "save_every"):
+            require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; give 1 or more")
+        require(self.eval_every >= 0, f"train.eval_every is {self.eval_every}; give 0 or more")
+        require(self.seed >= 0, f"train.seed is {self.seed}; give 0 or more")
+        require(self.stop_after >= 0, f"train.stop_after is {self.stop_after}; give 0 or more")
+        require(len(self.metrics) > 0, "train.metrics is empty; give bbox, segm or both")

@@ -1,0 +1,136 @@
+"""Detectors, ours and of other libraries, as a section of the config or a file describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from mgdet.config import ROIS_PER_IMAGE, ModelConfig
+from mgdet.detectors.base import Detector
+from mgdet.detectors.build import build_detector, detector_class
+from mgdet.detectors.face import Face
+from mgdet.detectors.foreign import library
+from mgdet.detectors.foreign.base import Foreign
+from mgdet.errors import UserError
+from mgdet.interop.weights import Checkpoint, load_checkpoint
+
+OURS_ALONE = ("backbone", "deformable", "channels", "frozen_stages", "norm_eval", "rois_per_image")
+"""Settings of a model that mean nothing to a detector of another library."""
+
+Say = Callable[[str], None]
+
+
+def detector_from(config: ModelConfig, num_classes: int) -> Detector:
+    """One of our detectors as a config section describes it, with random weights.
+
+    Raises:
+        UserError: there is no such detector or backbone, or it does not have what a setting is about.
+    """
+    if not config.backbone:
+        raise UserError(f"the {config.detector} has no backbone; name one of timm's, e.g. --student.backbone resnet50")
+    detector = build_detector(
+        config.detector,
+        backbone=config.backbone,
+        num_classes=num_classes,
+        deformable=config.deformable,
+        channels=config.channels,
+        frozen_stages=config.frozen_stages,
+        norm_eval=config.norm_eval,
+    )
+    if detector.rois_per_image:
+        detector.rois_per_image = config.rois_per_image
+    elif config.rois_per_image != ROIS_PER_IMAGE:
+        raise UserError(f"rois_per_image does not apply to {config.detector}, which has no second stage; remove it")
+    return detector
+
+
+def has_masks(config: ModelConfig) -> bool:
+    """Does the detector of a config section learn and find masks? It is not built for that.
+
+    Raises:
+        UserError: there is no such detector.
+    """
+    if config.source:
+        return library(config.source).has_masks(config.detector.partition(":")[2])
+    return detector_class(config.detector).has_masks
+
+
+def foreign_from(config: ModelConfig, classes: Sequence[str] | None, say: Say, *, role: str) -> Foreign:
+    """A detector of another library, with the weights that it starts from.
+
+    Args:
+        config: the section of the config.
+        classes: class names of the data; None for a teacher, which keeps its own.
+        say: is told what was decided.
+        role: student or teacher, for messages.
+
+    Raises:
+        UserError: there is no such detector, it cannot be loaded, or a setting does not apply to it.
+    """
+    defaults = {field.name: field.default for field in fields(ModelConfig)}
+    for name in OURS_ALONE:
+        value = getattr(config, name)
+        if value != defaults[name]:
+            raise UserError(
+                f"{role}.{name} does not apply to {config.detector}; where you gave it, remove it, and where the "
+                f"recipe sets it, to {value}, take the recipe pair, which is for teachers and students of any library"
+            )
+    source, _, name = config.detector.partition(":")
+    if not name:
+        raise UserError(f"{role}.detector is '{config.detector}', without a name; give one, e.g. {_examples(source)}")
+    return library(source).build(name, classes=classes, weights=config.weights, say=lambda line: say(f"{role}: {line}"))
+
+
+def _examples(source: str) -> str:
+    return f"{source}:{library(source).MODELS[0]}"
+
+
+def describe(detector: Face) -> dict[str, Any] | None:
+    """How to rebuild a detector of another library; None for ours, whose config says it all."""
+    return detector.description() if isinstance(detector, Foreign) else None
+
+
+def rebuild(checkpoint: Checkpoint) -> Foreign:
+    """The detector of another library that a file of this package holds, with its weights.
+
+    Raises:
+        UserError: the file does not say what it holds, or does not fit it.
+    """
+    source = ModelConfig(detector=str((checkpoint.config or {}).get("student", {}).get("detector", ""))).source
+    if checkpoint.description is None or not source or checkpoint.classes is None:
+        raise UserError(f"{checkpoint.path} does not say which detector of which library it holds")
+    detector = library(source).rebuild(checkpoint.description, checkpoint.classes)
+    load_checkpoint(detector, checkpoint)
+    return detector
+
+
+def load_detector(config: ModelConfig, checkpoint: Checkpoint, classes: Sequence[str]) -> tuple[Face, str]:
+    """A detector with all the weights of a file, to test or to predict with, and the line that accounts for them.
+
+    Raises:
+        UserError: the file does not fit completely, or knows other classes.
+    """
+    check_classes(checkpoint, classes)
+    detector: Face
+    if config.source:
+        if checkpoint.description is None:
+            detector = foreign_from(
+                replace(config, weights=str(checkpoint.path)), classes, lambda line: None, role="student"
+            )
+        else:
+            detector = library(config.source).rebuild(checkpoint.description, classes)
+    else:
+        detector = detector_from(config, len(classes))
+    return detector.eval(), load_checkpoint(detector, checkpoint).line()
+
+
+def check_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> None:
+    if checkpoint.classes is None or checkpoint.classes == tuple(classes):
+        return
+    theirs = checkpoint.classes
+    if len(theirs) != len(classes):
+        count = "1 class" if len(theirs) == 1 else f"{len(theirs)} classes"
+        raise UserError(f"{checkpoint.path} knows {count}, the data has {len(classes)}")
+    i = next(i for i, (a, b) in enumerate(zip(theirs, classes)) if a != b)
+    raise UserError(f"{checkpoint.path} knows class {i} as '{theirs[i]}', in the data it is '{classes[i]}'")
