@@ -81,7 +81,9 @@ def test_every_option_belongs_to_its_recipe():
         if command == "train":
             parse(TrainArguments, rest, command, TrainArguments(config=config))
         else:
-            default = test.TestArguments(checkpoint="", student=config.student, data=config.data, eval=config.train.metrics)
+            default = test.TestArguments(
+                checkpoint="", student=config.student, data=config.data, eval=config.train.metrics
+            )
             assert parse(test.TestArguments, rest, command, default).checkpoint
 
 
