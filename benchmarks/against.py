@@ -154,16 +154,23 @@ def data(row: Row, folder: Path) -> Callable[[], object]:
     import torch
 
     from mgdet.data.batch import collate
-    from mgdet.data.coco import read_coco
-    from mgdet.data.dataset import DetectionDataset
     from mgdet.data.transforms import View
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     write_coco(folder)
     masks = row.what == "masks"
-    records = read_coco(folder / "annotations.json", folder, masks=masks)
-    dataset = DetectionDataset(records, training=True, masks=masks)
+    dataset: Any
+    try:
+        from mgdet.data.coco import read_coco
+        from mgdet.data.dataset import DetectionDataset
+
+        records = read_coco(folder / "annotations.json", folder, masks=masks)
+        dataset = DetectionDataset(records, training=True, masks=masks)
+    except ImportError:  # a version from before records
+        from mgdet.data.coco import CocoDataset  # type: ignore[attr-defined]
+
+        dataset = CocoDataset(folder / "annotations.json", folder, training=True, masks=masks)
 
     def run() -> None:
         for i in range(IMAGES_AT_ONCE):
