@@ -98,3 +98,24 @@ def test_pickle_keeps_everything(examples):
         assert torch.equal(ours.labels, theirs.labels)
         assert torch.equal(ours.masks, theirs.masks)
         assert ours.size == theirs.size
+
+
+def test_packed_masks_arrive_as_they_left(examples):
+    draw = torch.Generator().manual_seed(0)
+    for number, example in enumerate(examples, 1):
+        example.target.masks = torch.randint(0, 2, (number, 64, 96), dtype=torch.uint8, generator=draw)
+    batch = collate(examples)
+    packed = pickle.loads(pickle.dumps(batch.packed()))
+    assert all(target.masks is None for target in packed.targets)
+    assert [bits.numel() * 8 for bits in packed.packed_masks] == [target.masks.numel() for target in batch.targets]
+    arrived = packed.to("cpu")
+    assert arrived.packed_masks == []
+    for ours, theirs in zip(arrived.targets, batch.targets):
+        assert torch.equal(ours.masks, theirs.masks)
+
+
+def test_a_batch_without_masks_travels_as_it_is(examples):
+    for example in examples:
+        example.target.masks = None
+    batch = collate(examples)
+    assert batch.packed() is batch and batch.to("cpu").targets[0].masks is None

@@ -6,7 +6,7 @@ Letters in shapes: B images, H x W the height and width of the padded batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import cv2
@@ -31,6 +31,8 @@ class Batch:
     image_ids: ids in the annotation file.
     originals: (h, w) of the image files.
     scales: (x, y) resize factors from the files to the batch images.
+    packed_masks: B tensors (N, H, W / 8) uint8, the masks of the targets while they travel, see `packed`; empty: the
+        targets hold their masks themselves.
     """
 
     pixels: Tensor
@@ -39,6 +41,7 @@ class Batch:
     image_ids: list[int | str]
     originals: list[tuple[int, int]]
     scales: list[tuple[float, float]]
+    packed_masks: list[Tensor] = field(default_factory=list)
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -48,19 +51,33 @@ class Batch:
     def tensors(self) -> list[Tensor]:
         """All tensors of the batch."""
         own = [(target.boxes, target.labels, target.masks) for target in self.targets]
-        return [self.pixels, *(tensor for parts in own for tensor in parts if tensor is not None)]
+        return [self.pixels, *(tensor for parts in own for tensor in parts if tensor is not None), *self.packed_masks]
+
+    def packed(self) -> Batch:
+        """The same batch with eight cells of a mask in each byte, as it travels; `to` unpacks it where it arrives."""
+        masks = [target.masks for target in self.targets if target.masks is not None]
+        if len(masks) < len(self.targets):
+            return self
+        bits = [torch.from_numpy(np.packbits(own.numpy(), axis=2)) for own in masks]
+        return replace(self, targets=[replace(target, masks=None) for target in self.targets], packed_masks=bits)
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory."""
-        return replace(self, pixels=self.pixels.pin_memory(), targets=[target.pin_memory() for target in self.targets])
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch with its tensors on `device`."""
         return replace(
             self,
-            pixels=self.pixels.to(device, non_blocking=non_blocking),
-            targets=[target.to(device, non_blocking) for target in self.targets],
+            pixels=self.pixels.pin_memory(),
+            targets=[target.pin_memory() for target in self.targets],
+            packed_masks=[bits.pin_memory() for bits in self.packed_masks],
         )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch with its tensors on `device`, where its targets hold their masks again."""
+        targets = [target.to(device, non_blocking) for target in self.targets]
+        if self.packed_masks:
+            masks = [_unpack_bits(bits.to(device, non_blocking=non_blocking)) for bits in self.packed_masks]
+            targets = [replace(target, masks=own) for target, own in zip(targets, masks)]
+        pixels = self.pixels.to(device, non_blocking=non_blocking)
+        return replace(self, pixels=pixels, targets=targets, packed_masks=[])
 
     def fitted(self, multiple: int, native: tuple[int, int] | None = None) -> Batch:
         """The same batch as a detector takes it: H and W multiples of `multiple`, or exactly its native (h, w).
@@ -122,7 +139,8 @@ class Batch:
         # Between processes a tensor costs an open file and a round trip, whatever its size: boxes and labels go as
         # arrays, by value.
         objects = [(t.boxes.numpy(), t.labels.numpy(), t.masks, t.size, t.padded) for t in self.targets]
-        return _unpack, (self.pixels, objects, self.files, self.image_ids, self.originals, self.scales)
+        rest = (self.files, self.image_ids, self.originals, self.scales, self.packed_masks)
+        return _rebuild, (self.pixels, objects, *rest)
 
 
 def _float_copy(pixels: Tensor) -> Tensor:
@@ -144,7 +162,13 @@ def _repeated_once(values: tuple[float, ...], times: int) -> np.ndarray:
     return np.tile(np.array(values, np.float32), times)
 
 
-def _unpack(pixels: Tensor, objects: list[tuple], *rest: list) -> Batch:
+def _unpack_bits(bits: Tensor) -> Tensor:
+    """Masks (N, H, W) of zeros and ones from (N, H, W / 8), the first cell in the highest bit."""
+    shifts = torch.arange(7, -1, -1, device=bits.device, dtype=torch.uint8)
+    return ((bits[..., None] >> shifts) & 1).flatten(2)
+
+
+def _rebuild(pixels: Tensor, objects: list[tuple], *rest: list) -> Batch:
     targets = [
         Target(torch.from_numpy(boxes), torch.from_numpy(labels), masks, size=size, padded=padded)
         for boxes, labels, masks, size, padded in objects

@@ -78,6 +78,7 @@ class _BatchReader:
         try:
             batch = collate([self.dataset[view] for view in views])
             if get_worker_info() is not None:
+                batch = batch.packed()
                 _share(batch)
             return batch
         except UserError as error:
@@ -90,9 +91,8 @@ class _BatchReader:
 
 def _share(batch: Batch) -> None:
     """Moves pixels and masks to shared memory here: left to the queue's thread, a failure would be lost there."""
-    for tensor in (batch.pixels, *(target.masks for target in batch.targets)):
-        if tensor is not None:
-            tensor.share_memory_()
+    for tensor in (batch.pixels, *batch.packed_masks):
+        tensor.share_memory_()
 
 
 def _batches(
