@@ -18,6 +18,7 @@ import torch
 
 import formats
 import mgdet.engine.loop as loop
+import mgdet.report.measure as measure
 from mgdet import __version__
 from mgdet.cli import COMMANDS, main
 from mgdet.interop.weights import read_checkpoint
@@ -150,6 +151,8 @@ class TestCommandLine:
             (["surplus"], "Unrecognized options: surplus"),
             (["--devices", "0"], "--devices is 0; give 1 or more"),
             (["--devices", "-3"], "--devices is -3; give 1 or more"),
+            (["--devices", "two"], "--devices is 'two'; give a whole number or all"),
+            (["--config", "x.json", "--train.batch", "3"], "there is no config 'x.json'"),
             (["--train.metrics", "segm"], "train.metrics has segm, but a retinanet finds only boxes; choose bbox"),
             (
                 ["--optimizer.name", "adamw", "--optimizer.lr", "0.02"],
@@ -413,6 +416,19 @@ class TestTest:
             assert names.count(name) == 1
         assert json.loads((folder / "results.json").read_text()) == []
         assert "0 detections written to results.json" in out
+
+    def test_in_the_precision_of_training(self, arguments, monkeypatch, capsys):
+        """Float32 unless it is asked for, whatever the recipe trains in."""
+        asked = []
+        run = measure.run_detector
+        monkeypatch.setattr(
+            measure, "run_detector", lambda *a, amp, **rest: asked.append(amp) or run(*a, amp=amp, **rest)
+        )
+        for more in ([], ["--train.amp", "bf16"]):
+            assert main([*arguments, "--data.workers", "0", *more]) == 0
+            out = capsys.readouterr().out
+            assert ("measured with backbone and neck in bf16" in out) == bool(more)
+        assert asked == ["off", "bf16"]
 
     @pytest.mark.parametrize(
         "more, words",

@@ -17,7 +17,7 @@ USAGE = """\
 usage: mgdet COMMAND ...
 
   recipes                                   what can be trained, and what is published about it
-  train RECIPE [--section.field value ...]  train a student, with its teacher or alone
+  train RECIPE [--section.field value ...]  train a student, with its teacher or alone (or --config FILE)
   test RECIPE CHECKPOINT                    COCO mAP of a checkpoint
   transfer IN OUT                           checkpoints to and from MMDetection, or to safetensors
   predict CHECKPOINT IMAGE_OR_FOLDER ...    annotated pictures and one JSON

@@ -6,23 +6,83 @@ import contextlib
 import io
 import re
 import sys
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import tyro
 
+from mgdet.config import Config
+from mgdet.config.file import CONFIG_FILE, find_config, load_config
 from mgdet.errors import UserError
-from mgdet.recipes import RECIPES
+from mgdet.recipes import RECIPES, load_recipe
 
 Arguments = TypeVar("Arguments")
+Devices = int | Literal["all"]
 COMMAND_STYLE = (tyro.conf.AvoidSubcommands,)
 
 
-def recipe_first(arguments: list[str], command: str) -> tuple[str, list[str]]:
-    if arguments and not arguments[0].startswith("-"):
-        return arguments[0], arguments[1:]
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a command starts from: the config of a recipe, or that of a file.
+
+    config: its settings, before the options.
+    words: how the user names it, for usage lines: the recipe, or `--config FILE`.
+    rest: the other arguments.
+    file: where the config was read; None for a recipe.
+    """
+
+    config: Config
+    words: str
+    rest: list[str]
+    file: Path | None = None
+
+    def folder(self, *, resume: bool) -> Path:
+        """Where a run goes that is given no folder: `runs/` and the name of the recipe or of the file.
+
+        A run's own `config.json` resumes that run, and else starts a new one beside it: `runs/NAME-2`, and so on.
+        """
+        if self.file is None:
+            return Path("runs", self.words.replace(":", "."))
+        if self.file.name != CONFIG_FILE:
+            return Path("runs", self.file.stem)
+        if resume:
+            return self.file.parent
+        name, number = self.file.resolve().parent.name, 2
+        while Path("runs", f"{name}-{number}").exists():
+            number += 1
+        return Path("runs", f"{name}-{number}")
+
+
+def recipe_or_file(arguments: list[str], command: str) -> Start:
+    """Takes the recipe, which comes first, or reads the file that `--config` names.
+
+    Raises:
+        UserError: neither is given, or both are; or the recipe or the file cannot be read.
+    """
+    recipe = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    if given := option_value(arguments, "--config"):
+        if recipe in RECIPES:
+            raise UserError(f"the recipe {recipe} and --config {given} are both given; leave one of them out")
+        file = find_config(given)
+        return Start(load_config(file), f"--config {given}", arguments, file)
+    if recipe:
+        return Start(load_recipe(recipe), recipe, arguments[1:])
+    first = next(iter(RECIPES))
     if any(argument in ("-h", "--help") for argument in arguments):
-        return next(iter(RECIPES)), arguments
-    raise UserError(f"mgdet {command} needs a recipe first, e.g. mgdet {command} {next(iter(RECIPES))}")
+        return Start(load_recipe(first), first, arguments)
+    raise UserError(f"mgdet {command} needs a recipe first, e.g. mgdet {command} {first}, or --config FILE")
+
+
+def option_value(arguments: Sequence[str], option: str) -> str:
+    """The value of an option that is read before the others; empty where it is not given."""
+    for i, argument in enumerate(arguments):
+        if argument == option and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2]
+    return ""
 
 
 def parse(kind: type[Arguments], arguments: list[str], command: str, default: Arguments | None = None) -> Arguments:
@@ -59,15 +119,36 @@ def _sentence(complaint: str, command: str) -> str:
     text = re.sub(
         r"^(--\S+): (?:invalid literal|could not convert).*: '(.*)'$", r"\1 is '\2', which is not a number", text
     )
+    text = re.sub(
+        r"^(--\S+): no type matching (.+) could be instantiated from \['(.*?)'\].*$",
+        lambda found: f"{found[1]} is '{found[3]}'; give {_kinds(found[2])}",
+        text,
+    )
     meant = next((line.split()[0].strip(",|") for line in lines[rule:] if re.match(r"--\w", line)), "")
     if text.startswith("Unrecognized options") and meant:
         text += f"; did you mean {meant}?"
     return f"{text} (mgdet {command} --help lists all options)" if text else f"mgdet {command} cannot be read"
 
 
-def check_devices(devices: int) -> None:
+def _kinds(metavar: str) -> str:
+    """What tyro writes as INT|{all}, in words."""
+    words = {"INT": "a whole number", "FLOAT": "a number", "STR": "text"}
+    return " or ".join(words.get(kind, kind.strip("{}").replace(",", " or ")) for kind in metavar.split("|"))
+
+
+def count_devices(devices: Devices) -> int:
+    """How many processes `--devices` asks for; all: one for each GPU, or one where there is none.
+
+    Raises:
+        UserError: it is less than one.
+    """
+    if devices == "all":
+        import torch
+
+        return max(1, torch.cuda.device_count())
     if devices < 1:
-        raise UserError(f"--devices is {devices}; give 1 or more")
+        raise UserError(f"--devices is {devices}; give 1 or more, or all")
+    return devices
 
 
 def say(text: str) -> None:

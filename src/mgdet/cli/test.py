@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from mgdet.cli.parsing import check_devices, parse, recipe_first, say
+from mgdet.cli.parsing import Devices, count_devices, parse, recipe_or_file, say
 from mgdet.config import DataConfig, ModelConfig
-from mgdet.recipes import load_recipe
 
 
 @dataclass(kw_only=True)
@@ -23,8 +22,13 @@ class TestArguments:
     """The recipe's detector."""
     data: DataConfig
     """The recipe's images."""
-    devices: int = 1
-    """Processes on this machine: one for each GPU, or each with its share of the CPU."""
+    file: Annotated[str, tyro.conf.arg(name="config", metavar="FILE")] = ""
+    """Instead of a recipe: a JSON or YAML file with all settings, such as a run's config.json, or a run's folder."""
+    devices: Devices = 1
+    """Processes on this machine: one for each GPU, or each with its share of the CPU; all: as many as there are GPUs,
+    or one on a machine without."""
+    amp: Annotated[Literal["off", "bf16", "fp16"], tyro.conf.arg(name="train.amp")] = "off"
+    """Run backbone and neck in this precision, as training does; off: exact float32."""
     eval: tuple[str, ...]
     """What to measure: bbox, segm or both; else what the recipe measures in training."""
     out: str = ""
@@ -35,21 +39,29 @@ class TestArguments:
 
 def run(arguments: list[str]) -> int:
     """`mgdet test RECIPE CHECKPOINT ...`"""
-    name, rest = recipe_first(arguments, "test")
-    config = load_recipe(name)
+    start = recipe_or_file(arguments, "test")
+    config = start.config
     default = TestArguments(
         checkpoint=tyro.MISSING, student=config.student, data=config.data, eval=config.train.metrics
     )
-    parsed = parse(TestArguments, rest, f"test {name}", default)
+    parsed = parse(TestArguments, start.rest, f"test {start.words}", default)
     config = replace(config, student=parsed.student, data=parsed.data)
 
     from mgdet.distributed import join, launch, under_torchrun
     from mgdet.report.measure import test_checkpoint
 
-    check_devices(parsed.devices)
-    if parsed.devices > 1 and not under_torchrun():
-        return launch(parsed.devices, ["test", *arguments])
+    devices = count_devices(parsed.devices)
+    if devices > 1 and not under_torchrun():
+        return launch(devices, ["test", *arguments])
     with join() as world:
-        out = Path(parsed.out) if parsed.out else None
-        test_checkpoint(config, parsed.checkpoint, metrics=parsed.eval, out=out, world=world, say=say, ema=parsed.ema)
+        test_checkpoint(
+            config,
+            parsed.checkpoint,
+            metrics=parsed.eval,
+            out=Path(parsed.out) if parsed.out else None,
+            world=world,
+            say=say,
+            ema=parsed.ema,
+            amp=parsed.amp,
+        )
     return 0

@@ -8,9 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from mgdet.cli.parsing import check_devices, parse, recipe_first
+from mgdet.cli.parsing import Devices, count_devices, parse, recipe_or_file
 from mgdet.config import Config
-from mgdet.recipes import load_recipe
 
 
 @dataclass(kw_only=True)
@@ -19,26 +18,28 @@ class TrainArguments:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     """The recipe's settings."""
+    file: Annotated[str, tyro.conf.arg(name="config", metavar="FILE")] = ""
+    """Instead of a recipe: a JSON or YAML file with all settings, such as a run's config.json, or a run's folder."""
     run_dir: str = ""
-    """Folder of the run; empty: runs/RECIPE."""
-    devices: int = 1
-    """Processes on this machine: one for each GPU, or each with its share of the CPU."""
+    """Folder of the run; empty: runs/RECIPE, or runs/ and the name of the config's file."""
+    devices: Devices = 1
+    """Processes on this machine: one for each GPU, or each with its share of the CPU; all: as many as there are GPUs,
+    or one on a machine without."""
     resume: bool = False
     """Resume the run in the folder."""
 
 
 def run(arguments: list[str]) -> int:
     """`mgdet train RECIPE ...`"""
-    name, rest = recipe_first(arguments, "train")
-    config = load_recipe(name)
-    parsed = parse(TrainArguments, rest, f"train {name}", TrainArguments(config=config))
-    folder = Path(parsed.run_dir or f"runs/{name.replace(':', '.')}")
+    start = recipe_or_file(arguments, "train")
+    parsed = parse(TrainArguments, start.rest, f"train {start.words}", TrainArguments(config=start.config))
+    folder = Path(parsed.run_dir) if parsed.run_dir else start.folder(resume=parsed.resume)
 
     from mgdet.distributed import join, launch, under_torchrun
     from mgdet.engine.loop import train as run_train
 
-    check_devices(parsed.devices)
-    if parsed.devices > 1 and not under_torchrun():
-        return launch(parsed.devices, ["train", *arguments])
+    devices = count_devices(parsed.devices)
+    if devices > 1 and not under_torchrun():
+        return launch(devices, ["train", *arguments])
     with join() as world:
         return run_train(parsed.config, folder, resume=parsed.resume, world=world)

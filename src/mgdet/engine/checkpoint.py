@@ -14,10 +14,11 @@ import torch
 from filelock import FileLock, Timeout
 
 from mgdet.config import Config
+from mgdet.config.file import CONFIG_FILE, load_config
 from mgdet.errors import UserError
 from mgdet.files import atomic_write
 
-CONFIG_FILE, STATE_FILE, LOCK_FILE = "config.json", "state.pth", ".lock"
+STATE_FILE, LOCK_FILE = "state.pth", ".lock"
 LAST_FILE, BEST_FILE = "student_last.pth", "student_best.pth"
 
 FREE_TO_CHANGE = (
@@ -226,12 +227,7 @@ def read_config(folder: Path) -> Config | None:
         UserError: `config.json` is damaged.
     """
     path = folder / CONFIG_FILE
-    if not path.exists():
-        return None
-    try:
-        return Config.from_dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise UserError(f"{path} is not a run's config: {error}") from None
+    return load_config(path) if path.exists() else None
 
 
 def check_same_run(old: Config, new: Config, folder: Path) -> None:

@@ -47,8 +47,9 @@ def test_checkpoint(
     world: World,
     say: Callable[[str], None],
     ema: bool = False,
+    amp: str = "off",
 ) -> dict[str, CocoScores] | None:
-    """Measures a checkpoint on the evaluation images of a recipe, in float32.
+    """Measures a checkpoint on the evaluation images of a recipe.
 
     Args:
         config: the recipe; its student and its data count.
@@ -58,6 +59,7 @@ def test_checkpoint(
         world: this process among the others.
         say: is told what was loaded and the tables; by the first process only.
         ema: as `read_checkpoint` takes it.
+        amp: precision of backbone and neck: "bf16", "fp16", or "off", which is exact float32 everywhere.
 
     Returns:
         The scores for each metric on rank 0, none where the data set has no annotations; None on other ranks.
@@ -95,7 +97,7 @@ def test_checkpoint(
             short_edge=config.data.short_edge[1],
             square=config.data.square,
             device=world.device,
-            amp="off",
+            amp=amp,
             workers=config.data.workers,
             rank=world.rank,
             world_size=world.size,
@@ -104,6 +106,8 @@ def test_checkpoint(
     if results is None:
         return None
     say(line)
+    if amp != "off":
+        say(f"measured with backbone and neck in {amp}; float32 may score a little differently")
     for note in (splits.line, *dataset.notes):
         say(note)
     scores = evaluate(dataset.records, results, metrics) if measured else {}
