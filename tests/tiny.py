@@ -171,7 +171,11 @@ def assert_same_state(mine: Path, theirs: Path) -> None:
     """Two runs stand at the same point, to the bit: model, optimizer and all that goes on from there."""
     a, b = state_of(mine), state_of(theirs)
     assert (a.step, a.evaluated, a.best, a.sums, a.scaler) == (b.step, b.evaluated, b.best, b.sums, b.scaler)
-    assert a.teacher_sha256 == b.teacher_sha256
+    assert (a.teacher_sha256, a.stale) == (b.teacher_sha256, b.stale)
+    assert (a.ema is None) == (b.ema is None)
+    if a.ema is not None and b.ema is not None:
+        assert a.ema["updates"] == b.ema["updates"]
+        assert_same_tensors(a.ema["model"], b.ema["model"])
     assert_same_tensors(a.model, b.model)
     assert_same_tensors(a.optimizer["state"], b.optimizer["state"])
     assert a.optimizer["param_groups"] == b.optimizer["param_groups"]

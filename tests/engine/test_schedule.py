@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 import recorded
@@ -38,3 +40,21 @@ def test_no_warm_up():
 @pytest.mark.parametrize(("images", "rate"), [(16, 0.01), (2, 0.00125), (64, 0.04)])
 def test_the_rate_follows_the_batch(images, rate):
     assert scaled_lr(OptimizerConfig(lr=0.01), images) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.01, 1.0])
+def test_a_cosine_falls_from_the_rate_to_its_floor(floor):
+    """Over all steps of the run, by the formula, after a linear warm-up; drops do not count."""
+    epochs, per_epoch, warmup = 3, 50, 10
+    config = ScheduleConfig(
+        epochs=epochs, drops=(1,), shape="cosine", cosine_floor=floor, warmup_steps=warmup, warmup_ratio=0.1
+    )
+    rates = [learning_rate(step, lr=0.2, steps_per_epoch=per_epoch, config=config) for step in range(150)]
+    assert rates[0] == pytest.approx(0.02)
+    assert rates[75] == pytest.approx(0.2 * (floor + (1 - floor) * 0.5))
+    assert rates[149] == pytest.approx(0.2 * floor, abs=2e-4)
+    for step, rate in enumerate(rates):
+        share = (1 + math.cos(math.pi * step / 150)) / 2
+        ramp = 0.1 + 0.9 * step / warmup if step < warmup else 1
+        assert rate == pytest.approx(0.2 * (floor + (1 - floor) * share) * ramp)
+    assert all(a >= b for a, b in zip(rates[warmup:], rates[warmup + 1 :]))

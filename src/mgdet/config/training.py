@@ -97,6 +97,11 @@ class TrainConfig(Section):
     """Epochs between two evaluations; the last epoch is always evaluated. 0: never."""
     metrics: tuple[Metric, ...] = ("bbox",)
     """What an evaluation measures; the first decides which checkpoint is the best."""
+    patience: int = 0
+    """End the run once so many evaluations in a row brought no better AP of the first metric; 0: never."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the student's weights, e.g. 0.9998; it is the average that is then
+    evaluated and saved. 0: off, as published."""
     stop_after: int = 0
     """Save and stop after this many steps of the schedule; 0 runs all of it."""
     tensorboard: bool = False
@@ -110,4 +115,13 @@ class TrainConfig(Section):
         require(self.eval_every >= 0, f"train.eval_every is {self.eval_every}; give 0 or more")
         require(self.seed >= 0, f"train.seed is {self.seed}; give 0 or more")
         require(self.stop_after >= 0, f"train.stop_after is {self.stop_after}; give 0 or more")
+        require(self.patience >= 0, f"train.patience is {self.patience}; give 0 or more")
+        require(0 <= self.ema < 1, f"train.ema is {self.ema}; give a decay from 0 to below 1, e.g. 0.9998")
         require(len(self.metrics) > 0, "train.metrics is empty; give bbox, segm or both")
+
+    def check_together(self) -> None:
+        require(
+            not self.patience or self.eval_every > 0,
+            f"train.patience is {self.patience}, but train.eval_every is 0, so nothing is evaluated; give "
+            "--train.eval-every 1",
+        )

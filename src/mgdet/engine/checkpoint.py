@@ -30,6 +30,7 @@ FREE_TO_CHANGE = (
     "train.compile",
     "train.eval_every",
     "train.log_every",
+    "train.patience",
     "train.save_every",
     "train.stop_after",
     "train.tensorboard",
@@ -58,6 +59,8 @@ class State:
     teacher_sha256: hash of the teacher's file; empty without a teacher.
     evaluated: has the epoch that ends with `step` been evaluated?
     best: best score so far, -1 before the first.
+    stale: evaluations since the best one.
+    ema: the average of the student's weights, as `Average.state_dict` gives it; None without `train.ema`.
     sums: sums of what is logged, since the last log line.
     description: how to rebuild a student of another library; None for ours.
     """
@@ -72,6 +75,8 @@ class State:
     teacher_sha256: str
     evaluated: bool = True
     best: float = -1.0
+    stale: int = 0
+    ema: dict[str, Any] | None = None
     sums: dict[str, float] = field(default_factory=dict)
     description: dict[str, Any] | None = None
 

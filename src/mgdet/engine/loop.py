@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -13,11 +12,10 @@ import torch
 
 from mgdet.config import Config
 from mgdet.data.batch import Batch
-from mgdet.data.dataset import DetectionDataset, check_same_classes
+from mgdet.data.dataset import DetectionDataset
 from mgdet.data.loader import train_loader
-from mgdet.data.open import open_splits
 from mgdet.data.pictures import LOOKED_AT, depth_notes
-from mgdet.data.sampler import TrainSampler
+from mgdet.detectors.face import Face
 from mgdet.distributed import World
 from mgdet.engine.ahead import ahead
 from mgdet.engine.checkpoint import (
@@ -31,16 +29,18 @@ from mgdet.engine.checkpoint import (
     write_config,
 )
 from mgdet.engine.compiled import compile_pyramids
+from mgdet.engine.ema import Average
+from mgdet.engine.feed import open_data, sampler_of
 from mgdet.engine.logging import RunLog
 from mgdet.engine.memory import peak_memory
 from mgdet.engine.nonfinite import stop_nonfinite
 from mgdet.engine.schedule import learning_rate
 from mgdet.engine.signals import Interrupted, StopRequest
 from mgdet.engine.step import Step, load_optimizer
-from mgdet.errors import Stalled, UserError
-from mgdet.evaluate.coco import check_truth, evaluate, run_detector
+from mgdet.errors import Stalled
+from mgdet.evaluate.coco import evaluate, run_detector
 from mgdet.interop.weights import save_checkpoint
-from mgdet.models import Models, build_models, describe, has_masks
+from mgdet.models import Models, build_models, describe
 from mgdet.precision import set_float32
 
 
@@ -65,20 +65,7 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
     state = find_run(folder, config, resume=resume)
     step, evaluated = (state.step, state.evaluated) if state else (0, True)
     check_all_see_it(folder, world.gather(step))
-    sampler = TrainSampler(
-        train_data.portrait,
-        batch=config.train.batch,
-        accumulate=config.train.accumulate,
-        rank=world.rank,
-        world_size=world.size,
-        seed=config.train.seed,
-        long_edge=config.data.long_edge,
-        short_edge=config.data.short_edge,
-        short_edge_step=config.data.short_edge_step,
-        flip=config.data.flip,
-        square=config.data.square,
-        start_step=step,
-    )
+    sampler = sampler_of(config, train_data, world, start_step=step)
     if state is not None:
         state.check(
             folder,
@@ -149,28 +136,6 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
     return 128 + stop.signal if stop.signal else 0
 
 
-def open_data(config: Config, world: World | None = None) -> tuple[Config, DetectionDataset, DetectionDataset]:
-    """The data sets to train and to evaluate on, and the config with the names of what was found.
-
-    The processes of a machine read them once together.
-
-    Raises:
-        UserError: a split is missing or cannot be read, the two have other classes, or masks are to be measured where
-            the detector or the annotations have none.
-    """
-    masks, measures_masks = has_masks(config.student), "segm" in config.train.metrics
-    if measures_masks and not masks:
-        raise UserError(f"train.metrics has segm, but a {config.student.detector} finds only boxes; choose bbox")
-    barrier = world.barrier if world is not None else lambda: None
-    splits = open_splits(config.data, train_masks=masks, val_masks=measures_masks, barrier=barrier)
-    train, val = splits.records["train"], splits.records["val"]
-    check_same_classes(train, val)
-    check_truth(val, config.train.metrics)
-    train_data = DetectionDataset(train, training=True, masks=masks)
-    train_data.notes.insert(0, splits.line)
-    return dataclasses.replace(config, data=splits.data), train_data, DetectionDataset(val, training=False)
-
-
 def _title(config: Config, folder: Path, world: World) -> str:
     teacher = f"{config.teacher.detector} {config.teacher.backbone} teaches " if config.teacher else ""
     processes = f"{world.size} processes on {world.device.type}" if world.size > 1 else str(world.device)
@@ -201,10 +166,18 @@ class Run:
             f"learning rate {self.stepper.lr:g} for {self.stepper.images_per_step} images per step "
             f"({config.optimizer.lr:g} for {config.optimizer.base_batch})"
         )
-        self.step, self.evaluated, self.best, self.sums = 0, True, -1.0, dict[str, float]()
+        self.step, self.evaluated, self.sums = 0, True, dict[str, float]()
+        self.best, self.stale = -1.0, 0
+        self.average = Average(self.student.student, config.train.ema) if config.train.ema else None
         if state is not None:
             self._restore(state)
         self.model = self.stepper.model
+
+    @property
+    def result(self) -> Face:
+        """The detector that the run is for: the student, or the average of its weights."""
+        result: Face = self.average.detector if self.average else self.student.student
+        return result
 
     def to_the_end(self, loader: Iterator[Batch]) -> None:
         """Takes every step that is left, with a log line, an evaluation and a save where they are due.
@@ -219,7 +192,7 @@ class Run:
             self._evaluate()
         self.model.train()
         self._restart_clock()
-        while self.step < last:
+        while self.step < last and not self._has_settled():
             stopping = self._take_step(loader)
             ends_epoch = self.step % self.steps_per_epoch == 0
             if self.step % train.log_every == 0 or self.step == self.total_steps:
@@ -227,7 +200,7 @@ class Run:
             self.evaluated = not (ends_epoch and self._evaluation_is_due())
             saving = ends_epoch or self.step % train.save_every == 0 or self.step == last
             if stopping or saving:
-                self.world.share_buffers(self.student)  # all go on with those that are saved
+                self._share_buffers()  # all go on with those that are saved
             if stopping:
                 raise Interrupted
             if saving:
@@ -236,12 +209,30 @@ class Run:
                     self._evaluate()
                     self.model.train()
                 self._restart_clock()
-        left = self.total_steps - self.step
-        self.log.message(
-            f"stopped after step {self.step:,} as asked, {left:,} are left; --resume goes on from here"
-            if left
-            else f"done; the student is {self.folder / LAST_FILE}"
-        )
+        self.log.message(self._ending())
+
+    def _ending(self) -> str:
+        """Why no more steps are taken, and what to do about it."""
+        left, train = self.total_steps - self.step, self.config.train
+        if not left:
+            return f"done; the student is {self.folder / LAST_FILE}"
+        if self._has_settled():
+            return (
+                f"stopped after step {self.step:,}, {left:,} are left: {train.metrics[0]} AP has not risen in "
+                f"{self.stale} evaluations; the best student, with {self.best:.3f}, is {self.folder / BEST_FILE}; "
+                f"--resume with --train.patience {2 * train.patience} goes on from here"
+            )
+        return f"stopped after step {self.step:,} as asked, {left:,} are left; --resume goes on from here"
+
+    def _has_settled(self) -> bool:
+        """Have the last `train.patience` evaluations brought nothing better?"""
+        return 0 < self.config.train.patience <= self.stale
+
+    def _share_buffers(self) -> None:
+        """Gives every process the first one's statistics of norms."""
+        self.world.share_buffers(self.student)
+        if self.average is not None:
+            self.world.share_buffers(self.average.detector)
 
     def _take_step(self, loader: Iterator[Batch]) -> bool:
         """Forward, backward, update. Returns whether any process was asked to stop."""
@@ -264,6 +255,8 @@ class Run:
         values = outcome.losses | {"steps": 1.0}
         if math.isfinite(outcome.grad_norm):  # in fp16 a step that overflows has none, and changed nothing
             values |= {"grad_norm": outcome.grad_norm, "updates": 1.0}
+            if self.average is not None:
+                self.average.update()
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         return outcome.asked
@@ -303,7 +296,7 @@ class Run:
     def _evaluate(self) -> None:
         """Scores the student, keeps it if it is the best so far, and notes that this is done."""
         data, metrics = self.config.data, self.config.train.metrics
-        self.world.share_buffers(self.student)
+        self._share_buffers()
 
         def progress(done: int, total: int) -> None:
             self.log.activity("evaluating", done, total)
@@ -313,7 +306,7 @@ class Run:
                 raise Interrupted
 
         results = run_detector(
-            self.student.student,
+            self.result,
             self.val_data,
             long_edge=data.long_edge,
             short_edge=data.short_edge[1],
@@ -332,9 +325,11 @@ class Run:
             for metric in metrics:
                 self.log.evaluation(self.step, metric, scores[metric].stats)
             score = scores[metrics[0]].stats["AP"]
+            self.stale += 1
             if score > self.best:
-                self.best = score
+                self.best, self.stale = score, 0
                 self._save_student(BEST_FILE)
+        self.best, self.stale = self.world.gather((self.best, self.stale))[0]
         self.evaluated = True
         self.save_state()
 
@@ -351,10 +346,10 @@ class Run:
     def _save_student(self, name: str) -> None:
         save_checkpoint(
             self.folder / name,
-            self.student.student.weights(),
+            self.result.weights(),
             classes=self.val_data.classes,
             config=self.config.to_dict(),
-            description=describe(self.student.student),
+            description=describe(self.result),
         )
 
     def save_state(self) -> None:
@@ -371,6 +366,8 @@ class Run:
                 teacher_sha256=self.teacher_sha256,
                 evaluated=self.evaluated,
                 best=self.best,
+                stale=self.stale,
+                ema=self.average.state_dict() if self.average else None,
                 sums=self.sums,
                 description=describe(self.student.student),
             ).save(self.folder)
@@ -379,5 +376,8 @@ class Run:
         self.student.load_state_dict(state.model)
         load_optimizer(self.stepper.optimizer, state.optimizer)
         self.stepper.scaler.load_state_dict(state.scaler)
-        self.step, self.evaluated, self.best, self.sums = state.step, state.evaluated, state.best, state.sums
+        self.step, self.evaluated, self.sums = state.step, state.evaluated, state.sums
+        self.best, self.stale = state.best, state.stale
+        if self.average is not None and state.ema is not None:
+            self.average.load_state_dict(state.ema)
         self.log.message(f"resumed after step {self.step:,} of {self.total_steps:,}")

@@ -150,13 +150,15 @@ def _choose(path: Path, found: Found, ema: bool) -> tuple[dict[str, Any], Counte
             names.kind,
             f"the EMA copy under '{found.ema_key}', as the file has no other",
         )
-    names = plain_names(found.weights, own=DESCRIPTION in found.meta or OWN_STATE in found.rest)
+    own = DESCRIPTION in found.meta or OWN_STATE in found.rest
+    names = plain_names(found.weights, own=own)
     copy, place = names.ema, "under the ema names"
     if found.ema is not None:
-        copy, place = plain_names(found.ema).weights, f"under '{found.ema_key}'"
+        copy, place = plain_names(found.ema, own=own).weights, f"under '{found.ema_key}'"
     if copy is None:
         if ema:
-            raise UserError(f"{path} holds no EMA copy of its weights; leave --ema out")
+            why = ": they are the average already, which train.ema made" if _is_average(found.meta) else ""
+            raise UserError(f"{path} holds no EMA copy of its weights{why}; leave --ema out")
         return names.weights, names.left_out, names.kind, ""
     swapped = bool(SWAPPING.intersection(found.meta))
     if not ema:
@@ -169,6 +171,13 @@ def _choose(path: Path, found: Found, ema: bool) -> tuple[dict[str, Any], Counte
     # An average of the parameters alone takes the other tensors from beside it.
     weights = names.weights | copy if copy.keys() <= names.weights.keys() else copy
     return weights, names.left_out, names.kind, f"the EMA copy {place}{note}"
+
+
+def _is_average(meta: Mapping[str, Any]) -> bool:
+    """Did this package write the file, of a run that averages its weights?"""
+    config = meta.get("mgdet")
+    train = config.get("train") if isinstance(config, Mapping) else None
+    return isinstance(train, Mapping) and bool(train.get("ema"))
 
 
 def _read_safetensors(path: Path) -> Found:
