@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from mgdet.config import AugmentConfig
 from mgdet.data.batch import collate
 from mgdet.data.coco import read_coco
 from mgdet.data.dataset import DetectionDataset
@@ -39,6 +40,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, nargs="+", default=(0, 1, 2), help="numbers of processes to try")
     parser.add_argument("--num-images", type=int, default=400, help="images of each measurement")
     parser.add_argument("--masks", action="store_true", help="read segmentations too")
+    parser.add_argument("--crop", type=float, default=0.0, help="probability of a random crop")
+    parser.add_argument("--color-jitter", type=float, default=0.0, help="strength of changes of colour")
+    parser.add_argument("--mosaic", type=float, default=0.0, help="probability of a mosaic")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     return parser.parse_args()
 
@@ -56,6 +60,7 @@ def sampler(dataset: DetectionDataset, args: argparse.Namespace) -> TrainSampler
         short_edge=(short_edge, short_edge),
         short_edge_step=1,
         flip=0.5,
+        seeds=True,
     )
 
 
@@ -94,8 +99,9 @@ def main() -> None:
     args = arguments()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    augment = AugmentConfig(crop=args.crop, color_jitter=args.color_jitter, mosaic=args.mosaic)
     records = read_coco(args.root / args.annotations, args.root / args.images, masks=args.masks)
-    dataset = DetectionDataset(records, training=True, masks=args.masks)
+    dataset = DetectionDataset(records, training=True, masks=args.masks, augment=augment)
     milliseconds = stages(dataset, args)
     speeds = {workers: throughput(dataset, args, workers) for workers in args.workers}
 
@@ -118,6 +124,7 @@ def main() -> None:
             "size": list(args.size),
             "batch": args.batch,
             "masks": args.masks,
+            "augment": {"crop": args.crop, "color_jitter": args.color_jitter, "mosaic": args.mosaic},
             "cpu_ms_an_image": milliseconds,
             "images_per_second": {str(workers): speed for workers, speed in speeds.items()},
             "cpu": platform.processor() or platform.machine(),

@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from mgdet.config.augment import AugmentConfig
 from mgdet.config.data import DataConfig
 from mgdet.config.methods import FGDConfig, MGDConfig, PairingConfig, PKDConfig
 from mgdet.config.models import ROIS_PER_IMAGE, ModelConfig
@@ -20,6 +21,7 @@ from mgdet.sections import Section, plain, read, require
 __all__ = [
     "METHODS",
     "ROIS_PER_IMAGE",
+    "AugmentConfig",
     "Config",
     "DataConfig",
     "FGDConfig",
@@ -57,6 +59,8 @@ class Config(Section):
     """Which levels are compared."""
     data: DataConfig
     """The images."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes of the training images."""
     optimizer: OptimizerConfig
     """How weights change."""
     schedule: ScheduleConfig

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from mgdet.config.augment import AugmentConfig
+from mgdet.data.augment import augmented
 from mgdet.data.images import check_images, check_size, without_size
 from mgdet.data.records import Id, LeftOut, Reason, Records, expected_layout
 from mgdet.data.segmentation import decode
-from mgdet.data.transforms import Example, View, make_example, read_image
+from mgdet.data.transforms import Example, Picture, View, make_example, read_image
 from mgdet.errors import UserError
 
 MIN_EDGE = 32
@@ -43,13 +45,16 @@ class DetectionDataset:
     notes: sentences on what was left out.
     """
 
-    def __init__(self, records: Records, *, training: bool, masks: bool = False) -> None:
+    def __init__(
+        self, records: Records, *, training: bool, masks: bool = False, augment: AugmentConfig | None = None
+    ) -> None:
         """Looks for the image files and chooses objects and images.
 
         Args:
             records: the data set; with segmentations if `masks`.
             training: leave out images that cannot be trained on.
             masks: also give the objects' masks.
+            augment: random changes of the images whose view has a seed.
 
         Raises:
             UserError: image files are missing, or no image can be trained on.
@@ -63,7 +68,7 @@ class DetectionDataset:
             )
         self.records = records = check_images(records)
         self.classes, self.category_ids = records.classes, records.category_ids
-        self.masks = masks
+        self.masks, self._augment = masks, augment
         left_out = LeftOut()
         usable = _usable(records, masks, left_out)
         counts = np.add.reduceat(np.append(usable, False), records.starts[:-1], dtype=np.int64)
@@ -91,15 +96,20 @@ class DetectionDataset:
         Raises:
             UserError: the image is missing, unreadable, truncated, or not of the size that the records give.
         """
-        index, path = int(self._indices[view.index]), self.file(view.index)
+        if self._augment is not None and view.seed is not None:
+            return augmented(self.picture, len(self), view, self._augment)
+        return make_example(view=view, **self.picture(view.index)._asdict())
+
+    def picture(self, position: int) -> Picture:
+        """An image as its file has it, by its position in `images`; errors as above."""
+        index, path = int(self._indices[position]), self.file(position)
         image = read_image(path)
         check_size(self.records, index, image.shape[:2])
-        rows = slice(int(self._starts[view.index]), int(self._starts[view.index + 1]))
-        return make_example(
+        rows = slice(int(self._starts[position]), int(self._starts[position + 1]))
+        return Picture(
             image,
-            view,
             file=str(path),
-            image_id=self.images[view.index].id,
+            image_id=self.images[position].id,
             boxes=self._boxes[rows],
             labels=self._labels[rows],
             masks=_Masks(self.records, self._rows[rows], image.shape[:2]) if self.masks else None,

@@ -38,6 +38,7 @@ class TrainSampler:
         short_edge_step: int,
         flip: float,
         square: int = 0,
+        seeds: bool = False,
         start_step: int = 0,
     ) -> None:
         """Args:
@@ -52,6 +53,7 @@ class TrainSampler:
         short_edge_step: in pixels.
         flip: probability of a mirrored view.
         square: edge in pixels to which every view is squashed; 0: the ratio is kept.
+        seeds: give each view a seed of its own, for random changes of its image.
         start_step: the first step to yield, counted from the start of the run.
         """
         flags = np.asarray(portrait, dtype=bool)
@@ -60,7 +62,7 @@ class TrainSampler:
         self._batch, self._accumulate = batch, accumulate
         self._rank, self._world_size = rank, world_size
         self._seed, self._start_step = seed, start_step
-        self._long_edge, self._flip, self._square = long_edge, flip, square
+        self._long_edge, self._flip, self._square, self._seeds = long_edge, flip, square, seeds
         self._short_edges = np.arange(short_edge[0], short_edge[1] + 1, short_edge_step)
         self._step_images = batch * accumulate * world_size
         self.steps_per_epoch = sum(-(-len(group) // self._step_images) for group in self._groups)
@@ -69,6 +71,7 @@ class TrainSampler:
         epoch, step = divmod(self._start_step, self.steps_per_epoch)
         while True:
             indices, short_edges, flips = self._epoch(epoch)
+            seeds = self._seeds_of(epoch, indices.shape) if self._seeds else None
             for step in range(step, self.steps_per_epoch):  # noqa: B020
                 for micro in range(self._accumulate):
                     first = (micro * self._world_size + self._rank) * self._batch
@@ -79,6 +82,7 @@ class TrainSampler:
                             int(short_edges[step, i]),
                             bool(flips[step, i]),
                             self._square,
+                            None if seeds is None else int(seeds[step, i]),
                         )
                         for i in range(first, first + self._batch)
                     ]
@@ -94,6 +98,10 @@ class TrainSampler:
         indices = rng.permutation(np.concatenate(steps))
         short_edges = self._short_edges[rng.integers(len(self._short_edges), size=indices.shape)]
         return indices, short_edges, rng.random(indices.shape) < self._flip
+
+    def _seeds_of(self, epoch: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Seeds of one epoch's views, drawn apart: with them the images, sizes and flips are those without."""
+        return np.random.default_rng((self._seed, epoch, 1)).integers(2**63, size=shape)
 
 
 def test_views(num_images: int, long_edge: int, short_edge: int, square: int = 0) -> list[View]:

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -28,12 +29,13 @@ _TAIL = 64
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One image of a data set and how to look at it. Samplers make every random choice; reading a view makes none.
+    """One image of a data set and how to look at it. All that is random in reading it is a function of the view.
 
     index: position in the data set's `images`.
     long_edge, short_edge: the resized image is as large as fits both, in pixels, with its ratio kept.
     flip: mirror it from left to right.
     square: squash the image to a square of this edge instead, in pixels; 0: keep its ratio.
+    seed: of what is drawn for this image alone, see `mgdet.data.augment`; None: nothing is.
     """
 
     index: int
@@ -41,10 +43,35 @@ class View:
     short_edge: int
     flip: bool
     square: int = 0
+    seed: int | None = None
 
     def size_of(self, original: tuple[int, int]) -> tuple[int, int]:
         """The (h, w) of an image as it is seen, from that of its file."""
         return (self.square,) * 2 if self.square else resized_size(original, self.long_edge, self.short_edge)
+
+
+class Picture(NamedTuple):
+    """An image file and its objects, before anything is done to them.
+
+    image: (H, W, 3) uint8, BGR.
+    file: path of the image file.
+    image_id: its id in the annotation file.
+    boxes: (N, 4) float32, xyxy, pixels of `image`.
+    labels: (N,) int64.
+    masks: N arrays (H, W) uint8 of zeros and ones, perhaps each decoded when it is asked for; None where boxes suffice.
+    """
+
+    image: np.ndarray
+    file: str
+    image_id: int | str
+    boxes: np.ndarray
+    labels: np.ndarray
+    masks: Sequence[np.ndarray] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the image."""
+        return self.image.shape[0], self.image.shape[1]
 
 
 @dataclass(slots=True)
@@ -55,8 +82,8 @@ class Example:
     target: its objects, boxes xyxy in pixels of `image`.
     file: path of the image file.
     image_id: its id in the annotation file.
-    original: (h, w) of the image file.
-    scale: (x, y) resize factor from the file to `image`.
+    original: (h, w) of the image file, or of the crop of it.
+    scale: (x, y) resize factor from there to `image`.
     """
 
     image: np.ndarray
@@ -178,19 +205,33 @@ def resize_masks(masks: Sequence[np.ndarray], size: tuple[int, int], flipped: bo
     result = np.zeros((len(masks), *padded_size(size)), dtype=np.uint8)
     for padded, mask in zip(result, masks):
         # Only the part around the object: the rest is zeros, and pages of zeros that nobody writes cost nothing.
-        y, x, h, w = cv2.boundingRect(np.ascontiguousarray(mask.T))  # decoded masks lie column by column in memory
-        rows, columns = _nearest(mask.shape[0], height), _nearest(mask.shape[1], width)
-        top, bottom = np.searchsorted(rows, (y, y + h))
-        left, right = np.searchsorted(columns, (x, x + w))
-        part = mask[y : y + h].take(columns[left:right], axis=1).take(rows[top:bottom] - y, axis=0)
-        if flipped:
-            part, left, right = flip(part) if part.size else part, width - right, width - left
-        padded[top:bottom, left:right] = part
+        part, top, left = nearest_part(mask, nearest(mask.shape[0], height), nearest(mask.shape[1], width))
+        if flipped and part.size:
+            part, left = flip(part), width - left - part.shape[1]
+        padded[top : top + part.shape[0], left : left + part.shape[1]] = part
     return result
 
 
+def nearest_part(mask: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """What some pixels of a mask show of its object.
+
+    Args:
+        mask: (H, W) uint8 of zeros and ones.
+        rows: (h,) int, the row of the mask for each row of the result, never falling; see `nearest`.
+        columns: (w,) int, likewise.
+
+    Returns:
+        The part of the result around the object, uint8, perhaps empty; and its first row and column in the result.
+    """
+    y, x, h, w = cv2.boundingRect(np.ascontiguousarray(mask.T))  # decoded masks lie column by column in memory
+    top, bottom = np.searchsorted(rows, (y, y + h)).tolist()
+    left, right = np.searchsorted(columns, (x, x + w)).tolist()
+    part = mask[y : y + h].take(columns[left:right], axis=1).take(rows[top:bottom] - y, axis=0)
+    return part, top, left
+
+
 @functools.lru_cache(maxsize=256)
-def _nearest(size: int, resized: int) -> np.ndarray:
+def nearest(size: int, resized: int) -> np.ndarray:
     """Which of `size` pixels on an axis OpenCV takes for each of `resized` ones, (resized,) int, never falling."""
     pixels = np.arange(size, dtype=np.float32)[None]
     return cv2.resize(pixels, (resized, 1), interpolation=cv2.INTER_NEAREST)[0].astype(np.intp)

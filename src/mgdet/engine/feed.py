@@ -31,7 +31,7 @@ def open_data(config: Config, world: World | None = None) -> tuple[Config, Detec
     train, val = splits.records["train"], splits.records["val"]
     check_same_classes(train, val)
     check_truth(val, config.train.metrics)
-    train_data = DetectionDataset(train, training=True, masks=masks)
+    train_data = DetectionDataset(train, training=True, masks=masks, augment=config.augment)
     train_data.notes.insert(0, splits.line)
     return dataclasses.replace(config, data=splits.data), train_data, DetectionDataset(val, training=False)
 
@@ -50,5 +50,6 @@ def sampler_of(config: Config, data: DetectionDataset, world: World, *, start_st
         short_edge_step=config.data.short_edge_step,
         flip=config.data.flip,
         square=config.data.square,
+        seeds=config.augment.on,
         start_step=start_step,
     )
