@@ -87,6 +87,9 @@ class TrainConfig(Section):
     """Automatic mixed precision; MGD and the detection losses stay in float32."""
     compile: bool = False
     """Compile backbones and necks with torch.compile, one graph for all image sizes; the first step takes minutes."""
+    checkpoint_backbone: bool = False
+    """Keep only the inputs of the backbone's blocks and compute them again in the backward pass: the same numbers in
+    less memory and more time."""
     seed: int = 0
     """Seed of everything random: start weights, order of images, flips, masks, samplers."""
     log_every: int = 50
@@ -124,4 +127,8 @@ class TrainConfig(Section):
             not self.patience or self.eval_every > 0,
             f"train.patience is {self.patience}, but train.eval_every is 0, so nothing is evaluated; give "
             "--train.eval-every 1",
+        )
+        require(
+            not (self.checkpoint_backbone and self.compile),
+            "train.checkpoint_backbone and train.compile are both on, which do not go together; leave one of them out",
         )

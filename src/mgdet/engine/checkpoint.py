@@ -27,6 +27,7 @@ FREE_TO_CHANGE = (
     "teacher.weights",
     "train.accumulate",
     "train.batch",
+    "train.checkpoint_backbone",
     "train.compile",
     "train.eval_every",
     "train.log_every",

@@ -34,6 +34,7 @@ from mgdet.engine.feed import open_data, sampler_of
 from mgdet.engine.logging import RunLog
 from mgdet.engine.memory import peak_memory
 from mgdet.engine.nonfinite import stop_nonfinite
+from mgdet.engine.recomputed import recompute_backbone
 from mgdet.engine.schedule import learning_rate
 from mgdet.engine.signals import Interrupted, StopRequest
 from mgdet.engine.step import Step, load_optimizer
@@ -90,6 +91,8 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
     )
     if state is not None:
         state.check_teacher(folder, models.teacher_sha256)
+    if config.train.checkpoint_backbone:
+        notes.append(recompute_backbone(models.student.student))
     if config.train.compile:
         notes += compile_pyramids(models.student, models.teacher)
     notes += filter(None, [set_float32(world.device, exact=False)])

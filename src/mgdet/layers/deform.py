@@ -69,8 +69,8 @@ class _ConvolveAt(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        image, y, x, weight = ctx.saved_tensors
-        totals = [torch.zeros_like(tensor) for tensor in ctx.saved_tensors]
+        image, y, x, weight = saved = ctx.saved_tensors  # once: a block that is computed again gives them once
+        totals = [torch.zeros_like(tensor) for tensor in saved]
         for span in _spans(y, image, BACKWARD_SAMPLES):
             with torch.enable_grad():
                 parts = [part.detach() for part in (image, y[:, span], x[:, span], weight)]
