@@ -85,6 +85,14 @@ def option_value(arguments: Sequence[str], option: str) -> str:
     return ""
 
 
+def take_auto(arguments: Sequence[str], option: str) -> tuple[list[str], bool]:
+    """The arguments without `OPTION auto`, and whether it was there: a setting itself is always a number."""
+    if option_value(arguments, option) != "auto":
+        return list(arguments), False
+    place = next(i for i, argument in enumerate(arguments) if argument in (option, f"{option}=auto"))
+    return [*arguments[:place], *arguments[place + (2 if arguments[place] == option else 1) :]], True
+
+
 def parse(kind: type[Arguments], arguments: list[str], command: str, default: Arguments | None = None) -> Arguments:
     """tyro's parsing, with its errors as one sentence.
 

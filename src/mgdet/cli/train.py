@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from mgdet.cli.parsing import Devices, count_devices, parse, recipe_or_file
+from mgdet.cli.parsing import Devices, count_devices, parse, recipe_or_file, take_auto
 from mgdet.config import Config
 
 
@@ -32,7 +32,8 @@ class TrainArguments:
 def run(arguments: list[str]) -> int:
     """`mgdet train RECIPE ...`"""
     start = recipe_or_file(arguments, "train")
-    parsed = parse(TrainArguments, start.rest, f"train {start.words}", TrainArguments(config=start.config))
+    rest, fit_batch = take_auto(start.rest, "--train.batch")
+    parsed = parse(TrainArguments, rest, f"train {start.words}", TrainArguments(config=start.config))
     folder = Path(parsed.run_dir) if parsed.run_dir else start.folder(resume=parsed.resume)
 
     from mgdet.distributed import join, launch, under_torchrun
@@ -42,4 +43,4 @@ def run(arguments: list[str]) -> int:
     if devices > 1 and not under_torchrun():
         return launch(devices, ["train", *arguments])
     with join() as world:
-        return run_train(parsed.config, folder, resume=parsed.resume, world=world)
+        return run_train(parsed.config, folder, resume=parsed.resume, world=world, fit_batch=fit_batch)

@@ -80,7 +80,8 @@ class TrainConfig(Section):
     """The loop."""
 
     batch: int = 2
-    """Images for each process and each forward pass."""
+    """Images for each process and each forward pass. On the command line also auto: the most that fit on the GPU, tried
+    out before the run; its config holds the number."""
     accumulate: int = 1
     """Forward passes whose gradients make one step."""
     amp: Literal["off", "bf16", "fp16"] = "off"

@@ -86,6 +86,11 @@ class DetectionDataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def num_objects(self) -> np.ndarray:
+        """(N,) int64, how many objects each of the images has."""
+        return np.diff(self._starts)
+
     def file(self, index: int) -> Path:
         """The file of an image, by its position in `images`."""
         return self.records.folder / self.records.files[int(self._indices[index])]

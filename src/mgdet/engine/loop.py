@@ -31,6 +31,7 @@ from mgdet.engine.checkpoint import (
 from mgdet.engine.compiled import compile_pyramids
 from mgdet.engine.ema import Average
 from mgdet.engine.feed import open_data, sampler_of
+from mgdet.engine.fit import with_batch
 from mgdet.engine.logging import RunLog
 from mgdet.engine.memory import peak_memory
 from mgdet.engine.nonfinite import stop_nonfinite
@@ -45,7 +46,7 @@ from mgdet.models import Models, build_models, describe
 from mgdet.precision import set_float32
 
 
-def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
+def train(config: Config, folder: Path, *, resume: bool, world: World, fit_batch: bool = False) -> int:
     """Trains a student, with a teacher or alone, and leaves everything in `folder`.
 
     Args:
@@ -53,6 +54,7 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
         folder: the run's folder.
         resume: resume the run in `folder`, or start it if it has not come to its first save.
         world: this process among the others.
+        fit_batch: replace `train.batch` by the largest number that fits on the GPU.
 
     Returns:
         0 when the schedule, or the asked part of it, is done; 128 + the signal that stopped the run.
@@ -66,6 +68,14 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
     state = find_run(folder, config, resume=resume)
     step, evaluated = (state.step, state.evaluated) if state else (0, True)
     check_all_see_it(folder, world.gather(step))
+    notes = [
+        *train_data.notes,
+        *val_data.notes,
+        *depth_notes([train_data.file(i) for i in range(min(LOOKED_AT, len(train_data)))]),
+    ]
+    if fit_batch:
+        config, line = with_batch(config, train_data, world, folder)
+        notes.append(line)
     sampler = sampler_of(config, train_data, world, start_step=step)
     if state is not None:
         state.check(
@@ -74,11 +84,6 @@ def train(config: Config, folder: Path, *, resume: bool, world: World) -> int:
             steps_per_epoch=sampler.steps_per_epoch,
             classes=train_data.classes,
         )
-    notes = [
-        *train_data.notes,
-        *val_data.notes,
-        *depth_notes([train_data.file(i) for i in range(min(LOOKED_AT, len(train_data)))]),
-    ]
     torch.manual_seed(config.train.seed)
     models = world.in_turn(
         lambda: build_models(
