@@ -262,7 +262,7 @@ def sampler(data, augment=ALL, **changes):
 
 def batches(data, number, workers=0, **changes):
     loader = train_loader(data, sampler(data, **changes), workers=workers, pin=False)
-    taken = [next(loader) for _ in range(number)]
+    taken = [next(loader).to("cpu") for _ in range(number)]  # where masks are unpacked
     loader.close()
     return taken
 

@@ -8,13 +8,11 @@ import select
 import subprocess
 import sys
 import time
-import types
 
 import pytest
 
 from mgdet.engine.display import Status, clock
 from mgdet.engine.logging import RunLog
-from mgdet.errors import UserError
 
 LOSSES = {"loss": 1.25, "loss_cls": 0.5, "loss_bbox": 0.25, "loss_mgd_fpn_0": 0.4, "loss_mgd_fpn_1": 0.1}
 STATS = {"AP": 0.371, "AP50": 0.55, "AP75": 0.4, "APs": -1.0, "APm": 0.41, "APl": 0.5, "AR1": 0.3}
@@ -129,7 +127,7 @@ def test_a_run_without_distillation_has_no_mgd_part(tmp_path, capsys):
 
 
 def test_other_ranks_are_silent(tmp_path, capfd):
-    with open_log(tmp_path, enabled=False, tensorboard=True) as log:
+    with open_log(tmp_path, enabled=False, trackers=lambda: pytest.fail("asked for")) as log:
         log.message("hello")
         train(log, 1, 4)
         log.activity("evaluating", 1, 2)
@@ -199,45 +197,34 @@ def test_the_cursor_comes_back_after_an_error(tmp_path):
     assert "broken" in out[out.rindex("\x1b[?25h") :]
 
 
-def test_tensorboard_gets_every_number_and_a_resume_its_own_steps(tmp_path):
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with open_log(tmp_path, tensorboard=True) as log:
-        train(log, 1, 6)
-    with open_log(tmp_path, start_step=4, tensorboard=True) as log:
-        train(log, 5, 8)
-    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [event.step for event in events.Scalars("train/loss_mgd_fpn_1")] == [2, 4, 6, 8]
-    assert [event.step for event in events.Scalars("eval/bbox/AP")] == [4, 8]
-    assert events.Scalars("train/lr")[0].value == pytest.approx(0.01)
+class Faulty:
+    """A tracker whose server is away after its first value."""
+
+    name = "Faulty"
+
+    def __init__(self):
+        self.values = []
+
+    def log(self, step, values):
+        if self.values:
+            raise ConnectionError("the server\nis away")
+        self.values.append(step)
+
+    def close(self):
+        raise ConnectionError("it still is")
 
 
-def test_wandb_gets_every_number(tmp_path, monkeypatch):
-    calls = []
-    run = types.SimpleNamespace(
-        log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("finish")
-    )
-    fake = types.SimpleNamespace(
-        init=lambda **options: calls.append(options) or run, Settings=lambda **options: options
-    )
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    with open_log(tmp_path, start_step=3, wandb="shapes") as log:
-        train(log, 4, 4)
-    start, point, evaluation, end = calls
-    assert (start["project"], start["name"], start["resume"]) == ("shapes", tmp_path.name, "auto")
-    assert point[0] == 4 and point[1]["train/loss"] == 1.25 and point[1]["train/lr"] == 0.01
-    assert evaluation == (4, {f"eval/bbox/{name}": value for name, value in STATS.items()})
-    assert end == "finish"
-
-
-@pytest.mark.parametrize(
-    ("options", "blocked", "extra"),
-    [({"tensorboard": True}, "torch.utils.tensorboard", "tensorboard"), ({"wandb": "p"}, "wandb", "wandb")],
-)
-def test_a_missing_extra_is_named(tmp_path, monkeypatch, options, blocked, extra):
-    monkeypatch.setitem(sys.modules, blocked, None)
-    with pytest.raises(UserError, match=rf"pip install 'mgdet\[{extra}\]'"):
-        open_log(tmp_path, **options)
+def test_a_tracker_that_fails_is_said_once_and_ends_no_run(tmp_path, capsys):
+    """The others go on, and every number is in the run's own files."""
+    faulty, other = Faulty(), Faulty()
+    other.log = lambda step, values: other.values.append(step)
+    with open_log(tmp_path, trackers=lambda: [faulty, other]) as log:
+        train(log, 1, 8)
+    assert faulty.values == [2] and other.values == [2, 4, 4, 6, 8, 8]
+    assert len(records(tmp_path)) == 6
+    said = "Faulty takes no more numbers, and the run goes on without it: the server\n"
+    assert capsys.readouterr().out.count(said) == 1
+    assert (tmp_path / "log.txt").read_text().count(said) == 1
 
 
 def test_time_left_follows_the_mean_speed_of_this_process():

@@ -112,6 +112,9 @@ class TrainConfig(Section):
     """Also write TensorBoard event files into the run's folder (pip install 'mgdet[tensorboard]')."""
     wandb: str = ""
     """Also log to this Weights & Biases project (pip install 'mgdet[wandb]'); empty: do not."""
+    mlflow: str = ""
+    """Also log to this experiment of MLflow, where MLFLOW_TRACKING_URI says (pip install 'mgdet[mlflow]'); empty: do
+    not."""
 
     def check_values(self) -> None:
         for name in ("batch", "accumulate", "log_every", "save_every"):

@@ -31,6 +31,7 @@ FREE_TO_CHANGE = (
     "train.compile",
     "train.eval_every",
     "train.log_every",
+    "train.mlflow",
     "train.patience",
     "train.save_every",
     "train.stop_after",

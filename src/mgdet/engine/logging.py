@@ -1,30 +1,22 @@
-"""What a run says: to the screen, to `log.txt`, to `metrics.jsonl`, and to TensorBoard or Weights & Biases."""
+"""What a run says: to the screen, to `log.txt`, to `metrics.jsonl`, and to its trackers."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 
 from mgdet.engine.display import MGD_PREFIX, Display, Status, clock
-from mgdet.errors import UserError
+from mgdet.engine.trackers import Tracker, first_line
 from mgdet.files import atomic_write
-
-
-class Tracker(Protocol):
-    """A place outside the run's folder that draws curves."""
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Takes values by name, with slashes between groups."""
-
-    def close(self) -> None:
-        """Writes out what is pending."""
 
 
 class RunLog:
@@ -38,11 +30,7 @@ class RunLog:
         start_step: steps done before this process; 0 for a fresh run.
         evaluated: has the epoch that ends with `start_step` been evaluated? If not, what was logged of it goes.
         enabled: off on every rank but 0: then nothing is shown or written.
-        tensorboard: write event files into `folder/tensorboard`.
-        wandb: the Weights & Biases project to log to; empty for none.
-
-    Raises:
-        UserError: tensorboard or wandb is asked for and not installed.
+        trackers: makes the places outside the log that get every number, too; called once, and only if enabled.
     """
 
     def __init__(
@@ -54,17 +42,12 @@ class RunLog:
         start_step: int,
         evaluated: bool = True,
         enabled: bool = True,
-        tensorboard: bool = False,
-        wandb: str = "",
+        trackers: Callable[[], list[Tracker]] = list,
     ):
         self._enabled = enabled
         if not enabled:
             return
-        self._trackers: list[Tracker] = []
-        if tensorboard:
-            self._trackers.append(_TensorBoard(folder / "tensorboard", start_step))
-        if wandb:
-            self._trackers.append(_WandB(folder, wandb, start_step))
+        self._trackers = trackers()
         cut_metrics(folder / "metrics.jsonl", start_step, evaluated)
         self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._text = (folder / "log.txt").open("a", encoding="utf-8", errors="backslashreplace")
@@ -176,7 +159,8 @@ class RunLog:
         self._metrics.close()
         self._text.close()
         for tracker in self._trackers:
-            tracker.close()
+            with contextlib.suppress(Exception):  # the run is done, whatever its server says
+                tracker.close()
 
     def _say(self, text: str, plain: bool = False) -> None:
         """A line for the screen and the file; `plain`: on a terminal the live display shows it in its own way."""
@@ -195,8 +179,13 @@ class RunLog:
         self._metrics.flush()
 
     def _track(self, step: int, group: str, values: dict[str, float]) -> None:
-        for tracker in self._trackers:
-            tracker.log(step, {f"{group}/{name}": value for name, value in values.items()})
+        """Tells the trackers. One that fails ends no run: it is said once, and hears no more."""
+        for tracker in list(self._trackers):
+            try:
+                tracker.log(step, {f"{group}/{name}": value for name, value in values.items()})
+            except Exception as error:  # whatever a library raises whose server is away
+                self._trackers.remove(tracker)
+                self._say(f"{tracker.name} takes no more numbers, and the run goes on without it: {first_line(error)}")
 
     def _step_line(self) -> str:
         status = self._status
@@ -228,44 +217,3 @@ def cut_metrics(path: Path, step: int, evaluated: bool) -> None:
         if 0 < record["step"] <= last:
             kept.append(line + b"\n")
     atomic_write(path, lambda file: file.writelines(kept))
-
-
-class _TensorBoard:
-    def __init__(self, folder: Path, start_step: int):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError(
-                "train.tensorboard needs TensorBoard; install it with: pip install 'mgdet[tensorboard]'"
-            ) from error
-        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1)
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _WandB:
-    def __init__(self, folder: Path, project: str, start_step: int):
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError(
-                "train.wandb needs Weights & Biases; install it with: pip install 'mgdet[wandb]'"
-            ) from error
-        self._run = wandb.init(
-            project=project,
-            name=folder.name,
-            dir=str(folder),
-            resume="auto" if start_step else None,
-            settings=wandb.Settings(console="off"),
-        )
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self._run.log(values, step=step)
-
-    def close(self) -> None:
-        self._run.finish()

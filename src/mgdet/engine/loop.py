@@ -39,6 +39,7 @@ from mgdet.engine.recomputed import recompute_backbone
 from mgdet.engine.schedule import learning_rate
 from mgdet.engine.signals import Interrupted, StopRequest
 from mgdet.engine.step import Step, load_optimizer
+from mgdet.engine.trackers import open_trackers
 from mgdet.errors import Stalled
 from mgdet.evaluate.coco import evaluate, run_detector
 from mgdet.interop.weights import save_checkpoint
@@ -112,8 +113,7 @@ def train(config: Config, folder: Path, *, resume: bool, world: World, fit_batch
             start_step=step,
             evaluated=evaluated,
             enabled=world.main,
-            tensorboard=config.train.tensorboard,
-            wandb=config.train.wandb,
+            trackers=lambda: open_trackers(config.train, folder, step, config.to_dict()),
         ) as log,
         StopRequest() as stop,
     ):
