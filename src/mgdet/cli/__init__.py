@@ -24,7 +24,8 @@ usage: mgdet COMMAND ...
   data DIR                                  what a data set holds, and whether it can be trained on
   demo                                      all of it on a data set that it makes, in minutes, on any machine
 
-mgdet COMMAND --help says more of one of them; mgdet --version prints the version."""
+mgdet COMMAND --help says more of one of them; mgdet --version prints the version.
+source <(mgdet --print-completion bash) completes commands and options; so does zsh, and fish with a file."""
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ADVICE = {
@@ -55,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"mgdet {__version__}")
         return 0
     try:
+        if arguments[0] == "--print-completion":
+            from mgdet.cli.completion import completion
+
+            say(completion(" ".join(arguments[1:]), tuple(COMMANDS)).rstrip())
+            return 0
         if arguments[0] not in COMMANDS:
             raise UserError(f"there is no command '{arguments[0]}'{nearest(arguments[0], COMMANDS)}")
         return COMMANDS[arguments[0]](arguments[1:])
