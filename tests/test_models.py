@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mgdet.engine.loop import open_data
+from mgdet.engine.feed import open_data
 from mgdet.errors import UserError
 from mgdet.interop.weights import read_checkpoint
 from mgdet.models import build_models, detector_from

@@ -37,9 +37,9 @@ class Section:
         own: Any = type(self)
         kinds = _kinds(own)
         if name not in kinds:
-            raise UserError(f"{_title(own)} has no setting '{name}'{nearest(name, kinds)}")
+            raise UserError(f"{title(own)} has no setting '{name}'{nearest(name, kinds)}")
         before = getattr(self, name, None)
-        object.__setattr__(self, name, read(kinds[name], value, f"{_title(own)}.{name}"))
+        object.__setattr__(self, name, read(kinds[name], value, f"{title(own)}.{name}"))
         if all(hasattr(self, other) for other in kinds):  # else the constructor is still at work
             try:
                 self.check_values()
@@ -61,7 +61,7 @@ def _kinds(section: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(section)}
 
 
-def _title(section: type) -> str:
+def title(section: type) -> str:
     """The name of a section in sentences: `data` for `DataConfig`, `config` for `Config`."""
     return section.__name__.removesuffix("Config").lower() or "config"
 

@@ -134,9 +134,9 @@ def test_accumulation_takes_the_same_images(tiny, tmp_path, monkeypatch):
     taken = []
     forward = Step._forward_backward
 
-    def watch(stepper, batch, *, last):
+    def watch(stepper, batch, **options):
         taken.append((batch.files, [target.boxes.tolist() for target in batch.targets]))
-        return forward(stepper, batch, last=last)
+        return forward(stepper, batch, **options)
 
     monkeypatch.setattr(Step, "_forward_backward", watch)
     for batch, accumulate in ((2, 1), (1, 2)):

@@ -255,11 +255,11 @@ def test_a_signal_saves_and_leaves(whole, tiny, tmp_path, monkeypatch, capsys, n
 
     taken = []
 
-    def in_the_middle(stepper, batch, *, last):
+    def in_the_middle(stepper, batch, **options):
         taken.append(batch)
         if moment == f"step {len(taken)}":
             os.kill(os.getpid(), number)
-        return forward(stepper, batch, last=last)
+        return forward(stepper, batch, **options)
 
     def activity(self, text, done, total):
         first = done < min([NUM_VAL, *evaluations[-1:]])

@@ -63,6 +63,10 @@ def test_a_step_waits_once_more_than_its_losses(name, optimizer):
                 step.student.student.losses(maps, batch.targets)
         with waits.counting() as work:
             outcome = step.take([batch], number=0, lr=1e-4)
+        with waits.counting() as measured:
+            shares = step.take([batch], number=0, lr=1e-4, measure=True).shares
+        assert shares.keys() >= {"mgd", "pkd", "fgd", "mgd_fpn_0"} and not outcome.shares
+        assert measured.waits == work.waits
         assert outcome.finite
         assert {key.split("_")[1] for key in outcome.losses if "fpn" in key} == {"mgd", "pkd", "fgd"}
         assert work.waits.total() == losses.waits.total() + 1 <= 4

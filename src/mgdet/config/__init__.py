@@ -71,7 +71,7 @@ class Config(Section):
     @property
     def methods(self) -> tuple[str, ...]:
         """The sections of the methods that are on."""
-        return tuple(name for name in METHODS if getattr(self, name).weight > 0)
+        return tuple(name for name in METHODS if getattr(self, name).on)
 
     def check_together(self) -> None:
         """Refuses what settings cannot mean together: a teacher that teaches nothing, methods without one,
@@ -95,17 +95,21 @@ class Config(Section):
             "its own; give --data.square or --data.short-edge",
         )
         if self.teacher is None and (self.methods or self.inherit):
-            what = (
-                f"{self.methods[0]}.weight is {getattr(self, self.methods[0]).weight:g}"
-                if self.methods
-                else "inherit is on"
+            raise UserError(
+                f"{self._learns_by()}, but there is no teacher; give --teacher.detector and --teacher.weights"
             )
-            raise UserError(f"{what}, but there is no teacher; give --teacher.detector and --teacher.weights")
         if self.teacher is not None and not self.methods and not self.inherit:
             raise UserError(
-                "there is a teacher, but nothing is learned from it: every method's weight is 0 and inherit is off; "
-                "give e.g. --mgd.weight 2e-5"
+                "there is a teacher, but nothing is learned from it: no method has a weight or a share, and inherit is "
+                "off; give e.g. --mgd.weight 2e-5"
             )
+
+    def _learns_by(self) -> str:
+        if not self.methods:
+            return "inherit is on"
+        method = getattr(self, self.methods[0])
+        setting = "share" if method.share else "weight"
+        return f"{self.methods[0]}.{setting} is {getattr(method, setting):g}"
 
     def to_dict(self) -> dict[str, Any]:
         """This config as plain dicts, lists and scalars, ready for JSON."""

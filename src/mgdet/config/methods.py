@@ -4,11 +4,46 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mgdet.sections import Section, require
+from mgdet.sections import Section, require, title
 
 
 @dataclass(kw_only=True, slots=True)
-class MGDConfig(Section):
+class MethodConfig(Section):
+    """What every method has: a weight that is given, or one that is found."""
+
+    weight: float = 0.0
+    """Weight of the loss; 0: off."""
+    share: float = 0.0
+    """Instead of a weight: how strong the method's gradient on each of the student's maps is to be, as a share of that
+    of the detector's own losses, e.g. 0.3. The first steps of the run find the weight of each level; 0: `weight` it
+    is."""
+
+    @property
+    def on(self) -> bool:
+        """Does the method take part?"""
+        return self.weight > 0 or self.share > 0
+
+    @property
+    def own_weight(self) -> float:
+        """The weight that its modules are built with: 1 where a share finds what to multiply them with."""
+        return 1.0 if self.share else self.weight
+
+    def check_values(self) -> None:
+        name = title(type(self))
+        require(self.weight >= 0, f"{name}.weight is {self.weight}; give 0 or more")
+        require(self.share >= 0, f"{name}.share is {self.share}; give 0 or more")
+
+    def check_together(self) -> None:
+        name = title(type(self))
+        require(
+            self.weight == 0 or self.share == 0,
+            f"{name}.share is {self.share:g}, which finds the weight by itself, but {name}.weight is {self.weight:g}; "
+            f"set one of them to 0, e.g. --{name}.weight 0",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class MGDConfig(MethodConfig):
     """Masked Generative Distillation, the same on every level (paper, section 3)."""
 
     weight: float = 0.0
@@ -17,12 +52,12 @@ class MGDConfig(Section):
     """Share of the student's cells that is masked, lambda in the paper: 0.65 one-stage, 0.45 two-stage."""
 
     def check_values(self) -> None:
-        require(self.weight >= 0, f"mgd.weight is {self.weight}; give 0 or more")
+        MethodConfig.check_values(self)
         require(0 <= self.mask_ratio <= 1, f"mgd.mask_ratio is {self.mask_ratio}; give a share from 0 to 1")
 
 
 @dataclass(kw_only=True, slots=True)
-class PKDConfig(Section):
+class PKDConfig(MethodConfig):
     """Distillation by Pearson correlation (arXiv 2207.02039)."""
 
     weight: float = 0.0
@@ -31,12 +66,12 @@ class PKDConfig(Section):
     """How many levels are compared, from the finest on."""
 
     def check_values(self) -> None:
-        require(self.weight >= 0, f"pkd.weight is {self.weight}; give 0 or more")
+        MethodConfig.check_values(self)
         require(self.levels >= 1, f"pkd.levels is {self.levels}; give 1 or more")
 
 
 @dataclass(kw_only=True, slots=True)
-class FGDConfig(Section):
+class FGDConfig(MethodConfig):
     """Focal and Global Distillation (arXiv 2111.11837); the parts' defaults are RetinaNet's."""
 
     weight: float = 0.0
@@ -53,7 +88,8 @@ class FGDConfig(Section):
     """Weight of the relation loss, lambda in the paper: 5e-6, 8e-6, 5e-7."""
 
     def check_values(self) -> None:
-        for name in ("weight", "foreground", "background", "attention", "relation"):
+        MethodConfig.check_values(self)
+        for name in ("foreground", "background", "attention", "relation"):
             require(getattr(self, name) >= 0, f"fgd.{name} is {getattr(self, name)}; give 0 or more")
         require(self.temperature > 0, f"fgd.temperature is {self.temperature}; give a positive number")
 

@@ -65,6 +65,7 @@ class State:
     ema: the average of the student's weights, as `Average.state_dict` gives it; None without `train.ema`.
     sums: sums of what is logged, since the last log line.
     description: how to rebuild a student of another library; None for ours.
+    balance: of `Balance`, the weights of methods that were given a share; empty where none was.
     """
 
     step: int
@@ -81,6 +82,7 @@ class State:
     ema: dict[str, Any] | None = None
     sums: dict[str, float] = field(default_factory=dict)
     description: dict[str, Any] | None = None
+    balance: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Writes `state.pth`, whole or not at all."""

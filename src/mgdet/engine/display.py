@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 MGD_PREFIX = "loss_mgd_"
+SHARE_PREFIX = "share_"
 
 _REDRAW_SECONDS = 0.5
 
@@ -26,6 +27,7 @@ class Status:
     step: int
     epoch: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, str] = field(default_factory=dict)
     speed: dict[str, str] = field(default_factory=dict)
     evaluations: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)
     activity: str = ""
@@ -110,7 +112,7 @@ def _progress(status: Status) -> Table:
 
 
 def _columns(status: Status) -> Table:
-    """Three small tables side by side: the detector's losses, MGD's by level, and the speed."""
+    """Small tables side by side: the detector's losses, MGD's by level, shares of the gradient, and the speed."""
     total, *_ = status.losses
     mgd = {name.removeprefix(MGD_PREFIX): v for name, v in status.losses.items() if name.startswith(MGD_PREFIX)}
     own = {name: v for name, v in status.losses.items() if name != total and not name.startswith(MGD_PREFIX)}
@@ -119,6 +121,8 @@ def _columns(status: Status) -> Table:
         groups.append(_group("MGD", {name: f"{v:.4f}" for name, v in mgd.items()}, f"{sum(mgd.values()):.4f}"))
         groups[0].add_row("")
         groups[0].add_row("all losses", f"{status.losses[total]:.4f}", style="bold")
+    if status.shares:
+        groups.append(_group("of the gradient", status.shares, "share"))
     groups.append(_group("speed", status.speed, ""))
     row = Table.grid(padding=(0, 4, 0, 0), pad_edge=False)
     row.add_row(*groups)

@@ -66,7 +66,7 @@ class GpuMemory:
         return torch.cuda.max_memory_reserved(self.device)
 
 
-def with_batch(config: Config, data: DetectionDataset, world: World, folder: Path) -> tuple[Config, str]:
+def with_batch(config: Config, data: DetectionDataset, world: World, folder: Path | None) -> tuple[Config, str]:
     """A config whose `train.batch` fills the GPUs of a run, and a sentence that says so.
 
     A run that is resumed keeps the number that it began with.
@@ -75,12 +75,12 @@ def with_batch(config: Config, data: DetectionDataset, world: World, folder: Pat
         config: the run.
         data: its training images.
         world: this process among the others.
-        folder: the run's folder.
+        folder: the run's folder; None: the run starts, whatever is where.
 
     Raises:
         UserError: there is no GPU, or not even one image fits.
     """
-    old = read_config(folder)
+    old = read_config(folder) if folder is not None else None
     if old is not None:
         number, why = old.train.batch, "with which this run began"
     else:

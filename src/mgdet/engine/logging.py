@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mgdet.engine.display import MGD_PREFIX, Display, Status, clock
+from mgdet.engine.display import MGD_PREFIX, SHARE_PREFIX, Display, Status, clock
 from mgdet.engine.trackers import Tracker, first_line
 from mgdet.files import atomic_write
 
@@ -94,6 +94,7 @@ class RunLog:
         images_per_second: float,
         data_seconds: float,
         memory_gib: float,
+        shares: dict[str, float] | None = None,
     ) -> None:
         """Logs a point of the training.
 
@@ -106,10 +107,14 @@ class RunLog:
             images_per_second: over all processes.
             data_seconds: how long a step waited for its images.
             memory_gib: most memory in use on the device, in GiB.
+            shares: how strong the methods pull on the student's maps, named share_<method> and
+                share_<method>_fpn_<level>; see `mgdet.methods.balance.Balance.found`.
         """
         if not self._enabled:
             return
+        shares = shares or {}
         self._status.step, self._status.epoch, self._status.losses = step, epoch, losses
+        self._status.shares = {name.removeprefix(SHARE_PREFIX): f"{value:.2g}" for name, value in shares.items()}
         self._status.speed = {
             "images/s": f"{images_per_second:.1f}" if images_per_second >= 1 else f"{images_per_second:.2g}",
             "data wait": f"{data_seconds * 1000:.0f} ms",
@@ -121,9 +126,9 @@ class RunLog:
         timing = {"data_seconds": data_seconds, "memory_gib": memory_gib}
         self._record(
             {"step": step, "kind": "train", "epoch": epoch, **losses, **training}
-            | {"seconds": round(self._status.seconds, 3), **timing}
+            | {"seconds": round(self._status.seconds, 3), **timing, **shares}
         )
-        self._track(step, "train", {**losses, **training, **timing})
+        self._track(step, "train", {**losses, **training, **timing, **shares})
         self._say(self._step_line(), plain=True)
 
     def evaluation(self, step: int, metric: str, stats: dict[str, float]) -> None:
@@ -195,6 +200,8 @@ class RunLog:
         parts = [f"step {status.step:,}/{status.total_steps:,}", f"epoch {status.epoch:.2f}", f"{total} {loss:.4f}"]
         parts += [own] if own else []
         parts += [f"MGD: {mgd}"] if mgd else []
+        shares = " ".join(f"{name[max(0, name.find('fpn_')) :]} {value}" for name, value in status.shares.items())
+        parts += [f"gradient share: {shares}"] if shares else []
         parts += [f"{name} {value}" for name, value in status.speed.items()]
         return "  |  ".join([*parts, f"{clock(status.seconds_left)} left"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,28 +14,16 @@ from mgdet.config import Config
 from mgdet.data.batch import Batch
 from mgdet.data.dataset import DetectionDataset
 from mgdet.data.loader import train_loader
-from mgdet.data.pictures import LOOKED_AT, depth_notes
 from mgdet.detectors.face import Face
 from mgdet.distributed import World
 from mgdet.engine.ahead import ahead
-from mgdet.engine.checkpoint import (
-    BEST_FILE,
-    LAST_FILE,
-    State,
-    alone_in,
-    check_all_see_it,
-    find_run,
-    make_folder,
-    write_config,
-)
+from mgdet.engine.checkpoint import BEST_FILE, LAST_FILE, State, alone_in, make_folder, write_config
 from mgdet.engine.compiled import compile_pyramids
 from mgdet.engine.ema import Average
-from mgdet.engine.feed import open_data, sampler_of
-from mgdet.engine.fit import with_batch
 from mgdet.engine.logging import RunLog
 from mgdet.engine.memory import peak_memory
 from mgdet.engine.nonfinite import stop_nonfinite
-from mgdet.engine.recomputed import recompute_backbone
+from mgdet.engine.prepare import Prepared, prepare
 from mgdet.engine.schedule import learning_rate
 from mgdet.engine.signals import Interrupted, StopRequest
 from mgdet.engine.step import Step, load_optimizer
@@ -43,11 +31,18 @@ from mgdet.engine.trackers import open_trackers
 from mgdet.errors import Stalled
 from mgdet.evaluate.coco import evaluate, run_detector
 from mgdet.interop.weights import save_checkpoint
-from mgdet.models import Models, build_models, describe
-from mgdet.precision import set_float32
+from mgdet.models import Models, describe
 
 
-def train(config: Config, folder: Path, *, resume: bool, world: World, fit_batch: bool = False) -> int:
+def train(
+    config: Config,
+    folder: Path,
+    *,
+    resume: bool,
+    world: World,
+    fit_batch: bool = False,
+    check: Callable[[Prepared], None] | None = None,
+) -> int:
     """Trains a student, with a teacher or alone, and leaves everything in `folder`.
 
     Args:
@@ -56,6 +51,8 @@ def train(config: Config, folder: Path, *, resume: bool, world: World, fit_batch
         resume: resume the run in `folder`, or start it if it has not come to its first save.
         world: this process among the others.
         fit_batch: replace `train.batch` by the largest number that fits on the GPU.
+        check: looks at a run that starts, in every process, before anything is written; it may raise a `UserError`
+            and must leave the models as they were.
 
     Returns:
         0 when the schedule, or the asked part of it, is done; 128 + the signal that stopped the run.
@@ -64,44 +61,14 @@ def train(config: Config, folder: Path, *, resume: bool, world: World, fit_batch
         UserError: bad input, said in one sentence.
         TrainingError: a loss or the gradient is not finite, or images stopped coming.
     """
-    config.check_together()
-    config, train_data, val_data = open_data(config, world)
-    state = find_run(folder, config, resume=resume)
-    step, evaluated = (state.step, state.evaluated) if state else (0, True)
-    check_all_see_it(folder, world.gather(step))
-    notes = [
-        *train_data.notes,
-        *val_data.notes,
-        *depth_notes([train_data.file(i) for i in range(min(LOOKED_AT, len(train_data)))]),
-    ]
-    if fit_batch:
-        config, line = with_batch(config, train_data, world, folder)
-        notes.append(line)
-    sampler = sampler_of(config, train_data, world, start_step=step)
-    if state is not None:
-        state.check(
-            folder,
-            images_per_step=config.train.batch * config.train.accumulate * world.size,
-            steps_per_epoch=sampler.steps_per_epoch,
-            classes=train_data.classes,
-        )
-    torch.manual_seed(config.train.seed)
-    models = world.in_turn(
-        lambda: build_models(
-            config,
-            train_data.classes,
-            fresh=state is None,
-            say=notes.append,
-            description=state.description if state else None,
-        )
-    )
-    if state is not None:
-        state.check_teacher(folder, models.teacher_sha256)
-    if config.train.checkpoint_backbone:
-        notes.append(recompute_backbone(models.student.student))
+    prepared = prepare(config, folder, resume=resume, world=world, fit_batch=fit_batch)
+    config, state, sampler = prepared.config, prepared.state, prepared.sampler
+    models, train_data, val_data = prepared.models, prepared.train_data, prepared.val_data
+    if check is not None and state is None:
+        check(prepared)
+    notes = [*prepared.data_notes, *prepared.model_notes]
     if config.train.compile:
         notes += compile_pyramids(models.student, models.teacher)
-    notes += filter(None, [set_float32(world.device, exact=False)])
     # Nothing is written before here: what is wrong with the input has been said.
     make_folder(folder)
     with (
@@ -110,8 +77,8 @@ def train(config: Config, folder: Path, *, resume: bool, world: World, fit_batch
             folder,
             title=_title(config, folder, world),
             total_steps=config.schedule.epochs * sampler.steps_per_epoch,
-            start_step=step,
-            evaluated=evaluated,
+            start_step=state.step if state is not None else 0,
+            evaluated=state is None or state.evaluated,
             enabled=world.main,
             trackers=lambda: open_trackers(config.train, folder, step, config.to_dict()),
         ) as log,
@@ -124,7 +91,7 @@ def train(config: Config, folder: Path, *, resume: bool, world: World, fit_batch
         run = Run(config, folder, world, log, stop, models, val_data, sampler.steps_per_epoch, state)
         if state is None:
             run.save_state()  # from here on a run without its state has lost it
-        state = None  # it is as large as the models and the optimizer
+        prepared.state = state = None  # it is as large as the models and the optimizer
         loader = train_loader(
             train_data,
             sampler,
@@ -177,6 +144,7 @@ class Run:
         self.step, self.evaluated, self.sums = 0, True, dict[str, float]()
         self.best, self.stale = -1.0, 0
         self.average = Average(self.student.student, config.train.ema) if config.train.ema else None
+        self.shares = dict[str, float]()
         if state is not None:
             self._restore(state)
         self.model = self.stepper.model
@@ -203,7 +171,7 @@ class Run:
         while self.step < last and not self._has_settled():
             stopping = self._take_step(loader)
             ends_epoch = self.step % self.steps_per_epoch == 0
-            if self.step % train.log_every == 0 or self.step == self.total_steps:
+            if self._is_logged(self.step):
                 self._log()
             self.evaluated = not (ends_epoch and self._evaluation_is_due())
             saving = ends_epoch or self.step % train.save_every == 0 or self.step == last
@@ -242,12 +210,23 @@ class Run:
         if self.average is not None:
             self.world.share_buffers(self.average.detector)
 
+    def _is_logged(self, step: int) -> bool:
+        return step % self.config.train.log_every == 0 or step == self.total_steps
+
     def _take_step(self, loader: Iterator[Batch]) -> bool:
         """Forward, backward, update. Returns whether any process was asked to stop."""
         started = time.perf_counter()
         batches = [next(loader) for _ in range(self.config.train.accumulate)]
         self._waited += time.perf_counter() - started
-        outcome = self.stepper.take(batches, number=self.step, lr=self._rate(), stop=lambda: self.stop.signal > 0)
+        balance = self.student.balance
+        balancing = balance.measuring
+        outcome = self.stepper.take(
+            batches,
+            number=self.step,
+            lr=self._rate(),
+            stop=lambda: self.stop.signal > 0,
+            measure=self._is_logged(self.step + 1),
+        )
         if not outcome.finite:
             stop_nonfinite(
                 self.student,
@@ -260,6 +239,9 @@ class Run:
             )
         self.step += 1
         self.log.tick(self.step)
+        self.shares = {f"share_{name}": share for name, share in outcome.shares.items()}
+        if balancing and not balance.measuring:
+            self._say_weights()
         values = outcome.losses | {"steps": 1.0}
         if math.isfinite(outcome.grad_norm):  # in fp16 a step that overflows has none, and changed nothing
             values |= {"grad_norm": outcome.grad_norm, "updates": 1.0}
@@ -268,6 +250,10 @@ class Run:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         return outcome.asked
+
+    def _say_weights(self) -> None:
+        for line in self.student.balance.lines():
+            self.log.message(line)
 
     def _rate(self) -> float:
         return learning_rate(
@@ -289,6 +275,7 @@ class Run:
             epoch=self.step / self.steps_per_epoch,
             grad_norm=grad_norm,
             losses=means,
+            shares=self.shares,
             lr=self.stepper.optimizer.param_groups[0]["lr"],
             images_per_second=steps * self.stepper.images_per_step / seconds,
             data_seconds=self._waited / steps,
@@ -378,6 +365,7 @@ class Run:
                 ema=self.average.state_dict() if self.average else None,
                 sums=self.sums,
                 description=describe(self.student.student),
+                balance=self.student.balance.state(),
             ).save(self.folder)
 
     def _restore(self, state: State) -> None:
@@ -389,3 +377,6 @@ class Run:
         if self.average is not None and state.ema is not None:
             self.average.load_state_dict(state.ema)
         self.log.message(f"resumed after step {self.step:,} of {self.total_steps:,}")
+        if state.balance:
+            self.student.balance.restore(state.balance)
+            self._say_weights()

@@ -18,7 +18,7 @@ from mgdet.config import Config, OptimizerConfig
 from mgdet.data.batch import Batch
 from mgdet.distributed import World
 from mgdet.engine.schedule import scaled_lr
-from mgdet.methods.student import DistilledStudent
+from mgdet.methods.student import DistilledStudent, Measured
 from mgdet.methods.teacher import Teacher
 from mgdet.precision import autocast
 from mgdet.structures import Seen
@@ -32,6 +32,9 @@ class Outcome(NamedTuple):
     finite: are all losses, and but for an overflow of fp16 the norm?
     asked: was any process asked to stop?
     local: the losses of each micro-batch of this process.
+    norms: of the gradients on the student's taps, means like the losses, where they were measured; see
+        `mgdet.methods.balance.gradient_norms`.
+    shares: of the methods in these, see `Balance.found`.
     """
 
     losses: dict[str, float]
@@ -39,6 +42,8 @@ class Outcome(NamedTuple):
     finite: bool
     asked: bool
     local: list[dict[str, float]]
+    norms: dict[str, float]
+    shares: dict[str, float]
 
 
 class Step:
@@ -80,7 +85,13 @@ class Step:
             )
 
     def take(
-        self, batches: Sequence[Batch], *, number: int, lr: float, stop: Callable[[], bool] = lambda: False
+        self,
+        batches: Sequence[Batch],
+        *,
+        number: int,
+        lr: float,
+        stop: Callable[[], bool] = lambda: False,
+        measure: bool = False,
     ) -> Outcome:
         """Takes one step on its micro-batches.
 
@@ -89,25 +100,33 @@ class Step:
             number: of the step, from 0; every random draw is a function of it, of the seed and of the rank.
             lr: the learning rate.
             stop: says at the end of the step whether this process was asked to stop.
+            measure: also measure how hard each loss pulls on the student's maps. While the weights of methods with a
+                share are found every step does.
         """
         self._seed(number)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["share"]
         self.optimizer.zero_grad(set_to_none=True)
-        losses = [self._forward_backward(batch, last=batch is batches[-1]) for batch in batches]
+        balance = self.student.balance
+        measure = bool(balance.levels) and (measure or balance.measuring)
+        parts = [self._forward_backward(batch, last=batch is batches[-1], measure=measure) for batch in batches]
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
-        stacked = torch.stack([torch.stack(list(values.values())) for values in losses])
+        names, measured = list(parts[0].losses), list(parts[0].norms)
+        stacked = torch.stack([torch.stack([*losses.values(), *norms.values()]) for losses, norms in parts])
         asked = torch.full((1,), float(stop()), device=stacked.device)
         means = self.world.mean(torch.cat([stacked.mean(dim=0), asked]))
-        self._update(means, norm)
+        self._update(means[: len(names)], norm)
         # The one wait for the device.
         *values, asked_share, norm_value = torch.cat([means, norm.reshape(1).to(means)]).tolist()
-        names = list(losses[0])
+        values, norms = values[: len(names)], dict(zip(measured, values[len(names) :]))
         finite = all(map(math.isfinite, values)) and (math.isfinite(norm_value) or self._scale_can_fall())
         local = [dict(zip(names, row)) for row in stacked.tolist()] if not finite else []
-        return Outcome(dict(zip(names, values)), norm_value, finite, asked_share > 0, local)
+        shares = balance.found(norms) if norms else {}  # with the weights of this step
+        if finite and norms:
+            balance.take(norms)
+        return Outcome(dict(zip(names, values)), norm_value, finite, asked_share > 0, local, norms, shares)
 
     def _update(self, means: Tensor, norm: Tensor) -> None:
         """Clips and updates, unless a loss or the norm is not finite; which it is, only the device knows yet."""
@@ -120,8 +139,8 @@ class Step:
         self.optimizer.step()
         self.scaler.update()
 
-    def _forward_backward(self, batch: Batch, *, last: bool) -> dict[str, Tensor]:
-        """The losses of one micro-batch, their sum first; gradients join over processes with the `last`."""
+    def _forward_backward(self, batch: Batch, *, last: bool, measure: bool) -> Measured:
+        """The losses of one micro-batch, their sum first, and what was measured; gradients join with the `last`."""
         face = self.student.student
         batch = batch.to(self.world.device, non_blocking=True).fitted(face.multiple, face.native_size)
         images = batch.images(face.pixels).contiguous(memory_format=torch.channels_last)
@@ -129,10 +148,13 @@ class Step:
         with self.model.no_sync() if apart else contextlib.nullcontext():  # type: ignore[operator]
             with self.autocast():
                 shown = self.show(batch, images)
-                losses: dict[str, Tensor] = self.model(images, batch.targets, shown)
+                if measure:
+                    losses, norms = self.model(images, batch.targets, shown, measure=True)
+                else:
+                    losses, norms = self.model(images, batch.targets, shown), {}
             total = torch.stack(list(losses.values())).sum()
             self.scaler.scale(total / self.config.train.accumulate).backward()
-        return {"loss": total.detach()} | {name: value.detach() for name, value in losses.items()}
+        return Measured({"loss": total.detach()} | {name: value.detach() for name, value in losses.items()}, norms)
 
     def show(self, batch: Batch, images: Tensor) -> Seen | tuple[Tensor, ...]:
         """What the teacher shows of a batch, on its own canvas and with its own normalisation; nothing without one.

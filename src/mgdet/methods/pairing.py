@@ -43,7 +43,7 @@ def pair_levels(student: Sequence[Level], teacher: Sequence[Level], wanted: Sequ
         )
     if wanted:
         return [_wanted_pair(text, student, teacher) for text in wanted]
-    nearest = [min((_octaves(mine, theirs), i) for i, theirs in enumerate(teacher)) for mine in student]
+    nearest = [min((octaves(mine, theirs), i) for i, theirs in enumerate(teacher)) for mine in student]
     pairs = [Pair(i, found) for i, (distance, found) in enumerate(nearest) if distance <= HALF_AN_OCTAVE]
     if not pairs:
         i = min(range(len(student)), key=lambda level: nearest[level])
@@ -51,7 +51,8 @@ def pair_levels(student: Sequence[Level], teacher: Sequence[Level], wanted: Sequ
     return pairs
 
 
-def _octaves(a: Level, b: Level) -> float:
+def octaves(a: Level, b: Level) -> float:
+    """How far two strides lie apart: 1 is a factor of two."""
     return abs(math.log2(a.stride / b.stride))
 
 

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 from torch import Tensor, nn
 
+from mgdet.methods.balance import Balance, gradient_norms
 from mgdet.methods.base import Truth, standardise
 from mgdet.methods.pairing import Pair, fit_size
 from mgdet.structures import Seen
 
 
 class LevelMethod(NamedTuple):
-    """One module of a method, and the levels that it compares."""
+    """One module of a method, and the levels that it compares.
+
+    share: finds the weight of the module, which then has one of 1, see `Balance`; 0: it has its own.
+    """
 
     method: nn.Module
     pair: Pair
+    share: float = 0.0
+
+
+class Measured(NamedTuple):
+    """The losses of a training step, and how hard each pulls on the student's maps, see `gradient_norms`."""
+
+    losses: dict[str, Tensor]
+    norms: dict[str, Tensor]
 
 
 class DistilledStudent(nn.Module):
@@ -32,6 +44,8 @@ class DistilledStudent(nn.Module):
             level first.
         heads: methods that compare the heads' outputs, see `mgdet.methods.base.HeadMethod`.
         standardised: bring each channel of the teacher to mean 0 and standard deviation 1 over the batch.
+
+    balance: the weights of the methods that were given a share.
     """
 
     student: Any
@@ -49,21 +63,40 @@ class DistilledStudent(nn.Module):
         self._one_for_each_tap = not any(isinstance(level, LevelMethod) for level in levels)
         self._pairs: dict[str, Pair] = {}
         self.distill_losses = nn.ModuleDict()
+        shares: dict[str, float] = {}
         for i, level in enumerate(levels):
-            method, pair = level if isinstance(level, LevelMethod) else LevelMethod(level, Pair(i, i))
+            method, pair, share = level if isinstance(level, LevelMethod) else LevelMethod(level, Pair(i, i))
             name = f"loss_{method.name}_fpn_{pair.student}"
             self.distill_losses[name], self._pairs[name] = method, pair
+            if share:
+                shares[name] = share
         for method in heads:
             self.distill_losses[f"loss_{method.name}"] = method
+        self.balance = Balance({name: pair.student for name, pair in self._pairs.items()}, shares)
 
     @property
     def reads_outputs(self) -> bool:
         """Does a method compare what the heads say? Then the teacher must show its outputs, too."""
         return len(self._pairs) < len(self.distill_losses)
 
+    @overload
     def forward(
-        self, images: Tensor, targets: Sequence[Any], teacher: Seen | Sequence[Tensor] = ()
-    ) -> dict[str, Tensor]:
+        self, images: Tensor, targets: Sequence[Any], teacher: Seen | Sequence[Tensor] = ...
+    ) -> dict[str, Tensor]: ...
+
+    @overload
+    def forward(
+        self, images: Tensor, targets: Sequence[Any], teacher: Seen | Sequence[Tensor] = ..., *, measure: Literal[True]
+    ) -> Measured: ...
+
+    def forward(
+        self,
+        images: Tensor,
+        targets: Sequence[Any],
+        teacher: Seen | Sequence[Tensor] = (),
+        *,
+        measure: bool = False,
+    ) -> dict[str, Tensor] | Measured:
         """The detector's losses and those of every method, scalars, all to be added up.
 
         Args:
@@ -71,26 +104,33 @@ class DistilledStudent(nn.Module):
             targets: B targets, as the detector takes them.
             teacher: what the teacher showed of the same images; its taps alone, L tensors (B, C, H_l, W_l), do for
                 methods that read taps.
+            measure: also take the norms of their gradients on the student's taps, and return both as `Measured`. It
+                costs a backward pass through the head and the methods.
 
         Raises:
             ValueError: the number of taps is not the number of modules that were given without levels.
         """
         losses, seen = self.student.learn(images, targets, outputs=self.reads_outputs)
         if not self.distill_losses:
-            return dict(losses)
+            return Measured(dict(losses), {}) if measure else dict(losses)
         theirs = teacher if isinstance(teacher, Seen) else Seen(list(teacher), list(teacher))
         if self._one_for_each_tap and not len(self._pairs) == len(seen.taps) == len(theirs.taps):
             raise ValueError(
                 f"{len(self._pairs)} distilled levels need as many taps, not {len(seen.taps)} of the student "
                 f"and {len(theirs.taps)} of the teacher"
             )
-        losses, truth = dict(losses), Truth.of(targets)
+        truth = Truth.of(targets)
+        methods: dict[str, Tensor] = {}
         for name, method in self.distill_losses.items():
             if name in self._pairs:
-                losses[name] = self._compare(method, self._pairs[name], seen, theirs, truth)
+                methods[name] = self._compare(method, self._pairs[name], seen, theirs, truth)
             else:
-                losses[name] = method(seen, theirs, truth)
-        return losses
+                methods[name] = method(seen, theirs, truth)
+        everything = dict(losses) | self.balance.weighted(methods)
+        if not measure:
+            return everything
+        compared = {name: loss for name, loss in methods.items() if name in self.balance.levels}
+        return Measured(everything, gradient_norms(losses, compared, self.balance.levels, seen.taps))
 
     def _compare(self, method: Any, pair: Pair, seen: Seen, theirs: Seen, truth: Truth) -> Tensor:
         """The loss of one module."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mgdet.structures import Seen
+from mgdet.structures import Detections, Seen
 
 
 class Teacher(nn.Module):
@@ -54,6 +54,15 @@ class Teacher(nn.Module):
         with self._autocast(images.device.type):
             seen: Seen = self.detector.see(images, sizes, outputs=outputs)
         return seen
+
+    @torch.no_grad()
+    def find(
+        self, images: Tensor, sizes: list[tuple[int, int]], scales: list[tuple[float, float]] | None = None
+    ) -> list[Detections]:
+        """What the detector finds in a batch; arguments as in `mgdet.detectors.face.Face.find`."""
+        with self._autocast(images.device.type):
+            found: list[Detections] = self.detector.find(images, sizes, scales)
+        return found
 
     def _autocast(self, device: str) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "step":

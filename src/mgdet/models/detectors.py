@@ -86,6 +86,12 @@ def _examples(source: str) -> str:
     return f"{source}:{library(source).MODELS[0]}"
 
 
+def foreign_classes(detector: Face) -> tuple[str, ...] | None:
+    """The name of each label of another library's detector; None where nothing says them, and for ours."""
+    names = detector.output_names if isinstance(detector, Foreign) else None
+    return tuple(names[column] for column in detector.columns) if names and isinstance(detector, Foreign) else None
+
+
 def describe(detector: Face) -> dict[str, Any] | None:
     """How to rebuild a detector of another library; None for ours, whose config says it all."""
     return detector.description() if isinstance(detector, Foreign) else None

@@ -15,6 +15,7 @@ from mgdet.errors import UserError
 from mgdet.files import sha256_of_tensors
 from mgdet.interop.weights import Checkpoint, count_classes, load_checkpoint, read_checkpoint
 from mgdet.layers.inference import inference_form
+from mgdet.methods.base import FeatureMethod
 from mgdet.methods.fgd import FGD
 from mgdet.methods.inherit import inherit
 from mgdet.methods.mgd import MGD
@@ -22,7 +23,7 @@ from mgdet.methods.pairing import Pair, pair_levels, pairing_lines
 from mgdet.methods.pkd import PKD
 from mgdet.methods.student import DistilledStudent, LevelMethod
 from mgdet.methods.teacher import Teacher
-from mgdet.models.detectors import Say, check_classes, detector_from, foreign_from
+from mgdet.models.detectors import Say, check_classes, detector_from, foreign_classes, foreign_from
 from mgdet.models.start import RANDOM, TIMM, freeze_unlearned, freeze_unread, start
 from mgdet.structures import Level
 
@@ -34,11 +35,13 @@ class Models:
     student: the detector and its methods; the only part that trains.
     teacher: frozen; None for a student that learns alone.
     teacher_sha256: hash of the teacher's weights; empty without a teacher.
+    teacher_classes: the name of each of the teacher's labels; None where nothing says them.
     """
 
     student: DistilledStudent
     teacher: Teacher | None
     teacher_sha256: str
+    teacher_classes: tuple[str, ...] | None = None
 
 
 def build_models(
@@ -88,7 +91,8 @@ def build_models(
     precision = config.teacher.precision
     if precision == "step" and config.train.amp == "bf16":
         precision = "bf16"  # the same, and the teacher can keep its weights rounded
-    return Models(distilled, Teacher(inference_form(teacher), precision), sha256)
+    names = checkpoint.classes if checkpoint is not None else foreign_classes(teacher)
+    return Models(distilled, Teacher(inference_form(teacher), precision), sha256, names)
 
 
 def with_methods(config: Config, student: Face, teacher: Face, say: Say) -> DistilledStudent:
@@ -170,22 +174,23 @@ def _level_methods(
 ) -> list[LevelMethod]:
     """One module for each method that is on and each pair of levels."""
     levels = []
+    mgd, pkd, fgd = config.mgd, config.pkd, config.fgd
     for place, pair in enumerate(pairs):
         widths = student[pair.student].channels, teacher[pair.teacher].channels
-        if config.mgd.weight:
-            mgd = MGD(*widths, weight=config.mgd.weight, mask_ratio=config.mgd.mask_ratio)
-            levels.append(LevelMethod(mgd, pair))
-        if config.pkd.weight and place < config.pkd.levels:
-            levels.append(LevelMethod(PKD(*widths, weight=config.pkd.weight), pair))
-        if config.fgd.weight:
-            fgd = FGD(
+        if mgd.on:
+            module: FeatureMethod = MGD(*widths, weight=mgd.own_weight, mask_ratio=mgd.mask_ratio)
+            levels.append(LevelMethod(module, pair, mgd.share))
+        if pkd.on and place < pkd.levels:
+            levels.append(LevelMethod(PKD(*widths, weight=pkd.own_weight), pair, pkd.share))
+        if fgd.on:
+            module = FGD(
                 *widths,
-                weight=config.fgd.weight,
-                temperature=config.fgd.temperature,
-                foreground=config.fgd.foreground,
-                background=config.fgd.background,
-                attention=config.fgd.attention,
-                relation=config.fgd.relation,
+                weight=fgd.own_weight,
+                temperature=fgd.temperature,
+                foreground=fgd.foreground,
+                background=fgd.background,
+                attention=fgd.attention,
+                relation=fgd.relation,
             )
-            levels.append(LevelMethod(fgd, pair))
+            levels.append(LevelMethod(module, pair, fgd.share))
     return levels

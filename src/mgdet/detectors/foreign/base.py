@@ -31,11 +31,13 @@ class Foreign(Face):
 
     source: where it comes from, the part of its name before the colon: torchvision, hf, libreyolo or timm.
     columns: for each class of the data, the output of the library's head that stands for it.
+    output_names: what the head's own classes are called, one name for each output; None where nothing says it.
     notes: sentences on what was decided while it was built: head kept or new, columns mapped.
     """
 
     source: str
     columns: tuple[int, ...]
+    output_names: tuple[str, ...] | None = None
     notes: list[str]
 
     @abstractmethod

@@ -26,6 +26,7 @@ from mgdet.structures import Detections, Seen, Target
 
 ONE_VALUE = "Expected more than 1 value per channel"
 TOO_FEW_CELLS = "selected index k out of range"
+PLACEHOLDER = "N/A"
 NO_NUMBERS = ("corner) format", "invalid numeric entries")
 
 
@@ -56,6 +57,8 @@ class HuggingFace(Foreign):
         self.processor = processor
         self.family = FAMILIES[library.config.model_type]
         self.num_classes, self.columns = len(columns), tuple(columns)
+        outputs = range(library.config.num_labels)
+        self.output_names = tuple(str(library.config.id2label.get(place, PLACEHOLDER)) for place in outputs)
         self.pixels = pixels_of(processor)
         self.multiple = self.family.multiple(library.config)
         self.native_size = _fixed_size(library.config)
@@ -197,10 +200,11 @@ class HuggingFace(Foreign):
         taps: list[Tensor] = []
         grids: list[tuple[int, int]] = []
 
-        def tap(module: Any, inputs: Any, arguments: dict[str, Any], output: Any) -> None:
+        def tap(module: Any, inputs: Any, arguments: dict[str, Any], output: Any) -> Any:
             taps.extend(self.family.read(output, arguments, grids[-1] if grids else None))
             if stop:
                 raise _Stop
+            return self.family.write(output, taps) if self.family.write is not None else None
 
         def grid(module: Any, inputs: Any, output: Tensor) -> None:
             grids.append((output.shape[2], output.shape[3]))

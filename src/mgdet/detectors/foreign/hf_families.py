@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 KINDS = {
@@ -27,6 +28,8 @@ TERM = re.compile(r"loss_([a-z]+)((?:_aux|_dn|_enc)?)(?:_\d+)?$")
 
 Reader = Callable[[Any, dict[str, Any], "tuple[int, int] | None"], list[Tensor]]
 """From the tapped module's output, its keyword arguments and the height and width of the grid to maps."""
+Writer = Callable[[Any, list[Tensor]], Any]
+"""From the tapped module's output and the maps that were read of it to an output that is made of these maps."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ class Family:
 
     tap: the module whose output is tapped.
     read: makes maps (B, C, H_l, W_l) of that output.
+    write: makes the output of the maps again, with the same values, where `read` rearranges it: so the library's own
+        losses have a gradient on the maps. None where the maps are what the library goes on with, and for YOLOS, whose
+        heads read other tokens.
     grid: the module whose output has the height and width of the tapped tokens; empty where the output itself shows it.
     backbone: prefixes of the backbone's parameters.
     processor: the library's image processor for this type; it also makes detections of the raw outputs.
@@ -55,6 +61,7 @@ class Family:
     local: bool = False
     queries: str = ""
     multiple: Callable[[Any], int] = lambda config: 32
+    write: Writer | None = None
 
 
 def _as_maps(output: Any, arguments: dict[str, Any], grid: tuple[int, int] | None) -> list[Tensor]:
@@ -83,6 +90,23 @@ def _as_patches(output: Any, arguments: dict[str, Any], grid: tuple[int, int] | 
     """A class token, the patches, then tokens of detections."""
     assert grid is not None
     return [to_map(output[:, 1 : 1 + grid[0] * grid[1]], grid)]
+
+
+def _of_levels(output: Any, maps: list[Tensor]) -> Any:
+    """The output that `_as_levels` reads."""
+    output.last_hidden_state = torch.cat([to_tokens(level) for level in maps], dim=1)
+    return output
+
+
+def _of_grid(output: Any, maps: list[Tensor]) -> Any:
+    """The output that `_as_grid` reads."""
+    output.last_hidden_state = to_tokens(maps[0])
+    return output
+
+
+def to_tokens(level: Tensor) -> Tensor:
+    """A map (B, C, H, W) as tokens (B, H * W, C)."""
+    return level.flatten(2).transpose(1, 2)
 
 
 def to_map(tokens: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -121,7 +145,14 @@ def _lw_detr(processor: str) -> Family:
 
 
 def _detr(processor: str) -> Family:
-    return Family("model.encoder", _as_grid, ("model.backbone.",), processor, grid="model.input_projection")
+    return Family(
+        tap="model.encoder",
+        read=_as_grid,
+        write=_of_grid,
+        backbone=("model.backbone.",),
+        processor=processor,
+        grid="model.input_projection",
+    )
 
 
 FAMILIES: dict[str, Family] = {
@@ -132,6 +163,7 @@ FAMILIES: dict[str, Family] = {
     "deformable_detr": Family(
         tap="model.encoder",
         read=_as_levels,
+        write=_of_levels,
         backbone=("model.backbone.",),
         processor="DeformableDetrImageProcessor",
         queries="two_stage_num_proposals",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mgdet.detectors.foreign.base import Foreign, match_classes
-from mgdet.detectors.foreign.hf_detector import HuggingFace
+from mgdet.detectors.foreign.hf_detector import PLACEHOLDER, HuggingFace
 from mgdet.detectors.foreign.hf_families import FAMILIES
 from mgdet.detectors.foreign.hf_features import BACKBONES, build_features, rebuild_features
 from mgdet.detectors.foreign.hf_hub import (
@@ -47,7 +47,6 @@ MODELS = (
 
 RANDOM, PRETRAINED = "random", "pretrained"
 FILES = (".pth", ".pt", ".safetensors")
-PLACEHOLDER = "N/A"
 SHOWN = 3
 
 Say = Callable[[str], None]

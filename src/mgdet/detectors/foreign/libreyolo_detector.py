@@ -78,7 +78,8 @@ class LibreYolo(Foreign):
 
     def assign(self, columns: Sequence[int], names: Sequence[str]) -> None:
         """Says which output of the head stands for which class of the data; arguments as in the constructor."""
-        self.columns, self.num_classes, self.names = tuple(columns), len(columns), tuple(names)
+        self.columns, self.num_classes = tuple(columns), len(columns)
+        self.names = self.output_names = tuple(names)
         column_of = torch.tensor(self.columns, dtype=torch.int64)
         label_of = torch.full((len(names),), -1, dtype=torch.int64)
         label_of[column_of] = torch.arange(len(self.columns))

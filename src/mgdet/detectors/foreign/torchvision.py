@@ -236,6 +236,7 @@ def _fit_head(
         classes: class names of the data, or None to keep the head.
         say: is told what was decided.
     """
+    trained.output_names = tuple(known) if known is not None else None
     if classes is None:
         return trained
     name, wanted = f"torchvision:{trained.name}", len(classes)
