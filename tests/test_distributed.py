@@ -127,6 +127,33 @@ def _signalled_in_evaluation(rank, folder):
     torch.distributed.destroy_process_group()
 
 
+def test_two_processes_find_the_same_weights_for_a_share(tiny, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config().to_dict()))
+    torch.multiprocessing.spawn(_with_a_share, (tmp_path,), nprocs=2)
+    states = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert states[0] == states[1] == state_of(tmp_path / "run").balance
+    assert states[0]["steps"] == 3 and states[0]["weights"]["loss_mgd_fpn_0"] > 0
+
+
+def _with_a_share(rank, folder):
+    world = _join(rank, folder)
+    config = Config.from_dict(json.loads((folder / "config.json").read_text()))
+    config.mgd.weight, config.mgd.share = 0.0, 0.3
+    config.train.batch, config.train.stop_after = 1, 3
+    seen = []
+
+    class Watched(loop.Run):
+        def to_the_end(self, loader):
+            super().to_the_end(loader)
+            seen.append(self.student.balance.state())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Run", Watched)
+        assert loop.train(config, folder / "run", resume=False, world=world) == 0
+    (folder / f"{rank}.json").write_text(json.dumps(seen[0]))
+    torch.distributed.destroy_process_group()
+
+
 @pytest.fixture(scope="module")
 def detector(tiny, tmp_path_factory):
     """A checkpoint that finds something in the even pictures of `val` and nothing in the grey ones."""
@@ -198,6 +225,19 @@ def test_bad_input_is_said_once(tiny, tmp_path):
         "--teacher.weights\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_of_two_processes_looks_at_the_run_and_both_stop(tiny, tmp_path):
+    checkpoint = read_checkpoint(tiny.teacher)
+    checkpoint.state_dict["neck.fpn_convs.4.conv.weight"].fill_(float("nan"))
+    save_checkpoint(tmp_path / "nan.pth", checkpoint.state_dict, classes=CLASSES, config=checkpoint.config)
+    arguments = [*tiny.arguments("train"), "--devices", "2", "--run-dir", str(tmp_path / "run"), "--no-inherit"]
+    code, out, err = spoken([*arguments, "--teacher.weights", str(tmp_path / "nan.pth")])
+    assert code == 2
+    assert out.count("taking one step, which is undone") == 1 and out.count("STOP") == 1
+    assert err.startswith("mgdet: the run does not start: the first step is not finite: loss, loss_mgd_fpn_4 on ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_input_of_one_process_is_said_by_it(tiny, detector, tmp_path):

@@ -143,3 +143,25 @@ def test_without_a_compiler_it_is_refused(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
         list(compile_pyramids(*parts_of("retinanet")))
+
+
+@pytest.mark.parametrize("name", ["retinanet", "reppoints"])
+def test_a_share_is_measured_where_the_taps_can_be_seen(name):
+    """Norms in the neck are compiled with it, so no path leads from what the heads read to the taps."""
+    student, teacher = parts_of(name)
+    method = next(iter(student.distill_losses))
+    student.balance.shares[method] = 0.3
+    if name == "reppoints":
+        with pytest.raises(UserError, match=r"mgd\.share cannot be measured with train\.compile"):
+            list(compile_pyramids(student, teacher, backend="eager"))
+        return
+    images, targets = torch.randn(2, 3, 64, 96), batch_of((64, 96)).targets
+    shown = teacher.see(images, [(64, 96)] * 2)
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            list(compile_pyramids(student, teacher, backend="aot_eager"))
+        torch.manual_seed(0)
+        found.append({key: norm.item() for key, norm in student(images, targets, shown, measure=True).norms.items()})
+    assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-7)
+    assert found[0]["detector_0"] > 0

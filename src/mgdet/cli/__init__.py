@@ -17,6 +17,7 @@ USAGE = """\
 usage: mgdet COMMAND ...
 
   recipes                                   what can be trained, and what is published about it
+  check RECIPE                              a look at a run before it is started: weights, teacher, one step, time
   train RECIPE [--section.field value ...]  train a student, with its teacher or alone (or --config FILE)
   test RECIPE CHECKPOINT                    COCO mAP of a checkpoint
   transfer IN OUT                           checkpoints to and from MMDetection, or to safetensors
@@ -31,6 +32,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ADVICE = {
     "train": "lower --train.batch and raise --train.accumulate as much, add --train.amp bf16, lower --data.short-edge "
     "and --data.long-edge, or lower --data.workers",
+    "check": "lower --train.batch, --data.short-edge and --data.long-edge",
     "test": "lower --data.short-edge and --data.long-edge, or --data.workers",
     "predict": "lower --batch",
 }
@@ -108,5 +110,5 @@ def _run(command: str, arguments: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    name: partial(_run, name) for name in ("recipes", "train", "test", "transfer", "predict", "data", "demo")
+    name: partial(_run, name) for name in ("recipes", "check", "train", "test", "transfer", "predict", "data", "demo")
 }

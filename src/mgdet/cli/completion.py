@@ -22,7 +22,7 @@ from mgdet.errors import UserError, nearest
 from mgdet.recipes import RECIPES
 
 OF_MGDET = ("--help", "--version", "--print-completion")
-FROM_RECIPE = ("train", "test")
+FROM_RECIPE = ("train", "check", "test")
 """Commands whose first word is a recipe."""
 _POSITIONAL = get_args(tyro.conf.Positional[str])[1]
 _NAMED = type(tyro.conf.arg())

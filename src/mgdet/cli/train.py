@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from mgdet.cli.parsing import Devices, count_devices, parse, recipe_or_file, take_auto
+from mgdet.cli.parsing import Devices, count_devices, parse, recipe_or_file, say, take_auto
 from mgdet.config import Config
 
 
@@ -27,6 +27,8 @@ class TrainArguments:
     or one on a machine without."""
     resume: bool = False
     """Resume the run in the folder."""
+    check: bool = True
+    """Look at the run before it starts, as mgdet check does, and leave where something speaks against it."""
 
 
 def run(arguments: list[str]) -> int:
@@ -38,9 +40,11 @@ def run(arguments: list[str]) -> int:
 
     from mgdet.distributed import join, launch, under_torchrun
     from mgdet.engine.loop import train as run_train
+    from mgdet.planning.check import before_training
 
     devices = count_devices(parsed.devices)
     if devices > 1 and not under_torchrun():
         return launch(devices, ["train", *arguments])
     with join() as world:
-        return run_train(parsed.config, folder, resume=parsed.resume, world=world, fit_batch=fit_batch)
+        look = before_training(folder, say=say) if parsed.check else None
+        return run_train(parsed.config, folder, resume=parsed.resume, world=world, fit_batch=fit_batch, check=look)

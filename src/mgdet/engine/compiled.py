@@ -34,10 +34,18 @@ def compile_pyramids(
         A sentence for each side: what is compiled, or why not.
 
     Raises:
-        UserError: this machine has no compiler.
+        UserError: this machine has no compiler, or a share is to be measured on taps that only the graph reads.
     """
     if backend == "inductor" and not any(map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))):
         raise UserError("train.compile needs a C++ compiler, and this machine has none; install g++, or leave it off")
+    neck = getattr(student.student, "neck", None)
+    if student.balance.shares and neck is not None and any(isinstance(m, nn.GroupNorm) for m in neck.modules()):
+        method = next(iter(student.balance.shares)).removeprefix("loss_").partition("_")[0]
+        raise UserError(
+            f"{method}.share cannot be measured with train.compile: norms lie between the student's taps and its "
+            f"heads, and are compiled with the neck; leave train.compile off, or give --{method}.share 0 and a "
+            f"--{method}.weight"
+        )
     for side, detector in (("student", student.student), ("teacher", teacher and teacher.detector)):
         if isinstance(detector, Detector):
             for part in (detector.backbone, detector.neck):

@@ -63,6 +63,7 @@ def train(
     """
     prepared = prepare(config, folder, resume=resume, world=world, fit_batch=fit_batch)
     config, state, sampler = prepared.config, prepared.state, prepared.sampler
+    step = state.step if state is not None else 0
     models, train_data, val_data = prepared.models, prepared.train_data, prepared.val_data
     if check is not None and state is None:
         check(prepared)
@@ -77,7 +78,7 @@ def train(
             folder,
             title=_title(config, folder, world),
             total_steps=config.schedule.epochs * sampler.steps_per_epoch,
-            start_step=state.step if state is not None else 0,
+            start_step=step,
             evaluated=state is None or state.evaluated,
             enabled=world.main,
             trackers=lambda: open_trackers(config.train, folder, step, config.to_dict()),

@@ -196,6 +196,5 @@ def _unreached(name: str) -> str:
     method = name.removeprefix("loss_").partition("_")[0]
     return (
         f"{method}.share cannot be measured at {level_of(name)}, where the student's own losses or that of {method} "
-        f"have no gradient on its map; train.compile hides it where the neck has norms; give --{method}.share 0 and a "
-        f"--{method}.weight"
+        f"have no gradient on its map; give --{method}.share 0 and a --{method}.weight"
     )

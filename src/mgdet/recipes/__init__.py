@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import re
 import sys
 
 from mgdet.config import Config
@@ -12,7 +13,7 @@ from mgdet.errors import UserError, nearest
 from mgdet.recipes import cascade_mask_rcnn, demo, faster_rcnn, mask_rcnn, pair, reppoints, retinanet, solo
 from mgdet.recipes.base import Recipe
 
-__all__ = ["RECIPES", "Recipe", "load_recipe"]
+__all__ = ["RECIPES", "Recipe", "load_recipe", "published_ap"]
 
 RECIPES: dict[str, Recipe] = {
     **retinanet.RECIPES,
@@ -39,6 +40,23 @@ def load_recipe(name: str) -> Config:
     if name not in RECIPES:
         raise UserError(f"there is no recipe '{name}'{nearest(name, RECIPES)}")
     return RECIPES[name].build()
+
+
+def published_ap(config: Config) -> float | None:
+    """The published AP of a run's teacher on COCO's val2017, in [0, 1]: of masks where the run measures them first.
+
+    None where nobody published one for this file at this image size.
+    """
+    for recipe in RECIPES.values():
+        if config.teacher is None or not recipe.checkpoint or not config.teacher.weights.endswith(recipe.checkpoint):
+            continue
+        own = recipe.build()
+        sizes = [(data.long_edge, data.short_edge[1], data.square) for data in (config.data, own.data)]
+        if own.teacher is not None and sizes[0] == sizes[1] and config.teacher.backbone == own.teacher.backbone:
+            kind = "mask" if config.train.metrics[0] == "segm" else "box"
+            found = re.search(rf"{kind} ([\d.]+)", recipe.teacher)
+            return float(found[1]) / 100 if found else None
+    return None
 
 
 def _own_recipe(name: str) -> Config:

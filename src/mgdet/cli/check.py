@@ -1,0 +1,54 @@
+"""`mgdet check RECIPE`"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mgdet.cli.parsing import count_devices, parse, recipe_or_file, say, take_auto
+from mgdet.cli.train import TrainArguments
+from mgdet.errors import UserError
+
+STDOUT = "-"
+
+
+@dataclass(kw_only=True)
+class CheckArguments(TrainArguments):
+    """Look at a run without starting it: weights, classes, the teacher's AP, one step, time, memory and disk.
+
+    The arguments are those of train. Exit code 2 where something speaks against the run.
+    """
+
+    json: str = ""
+    """Also write what was found to this file; -: print it, and nothing else."""
+    seconds: float = 120.0
+    """About how long it may take, beside reading the data and building the models."""
+
+
+def run(arguments: list[str]) -> int:
+    """`mgdet check RECIPE ...`"""
+    start = recipe_or_file(arguments, "check")
+    rest, fit_batch = take_auto(start.rest, "--train.batch")
+    parsed = parse(CheckArguments, rest, f"check {start.words}", CheckArguments(config=start.config))
+    folder = Path(parsed.run_dir) if parsed.run_dir else start.folder(resume=parsed.resume)
+    out = Path(parsed.json) if parsed.json and parsed.json != STDOUT else None
+    if out is not None and out.exists():
+        raise UserError(f"{out} exists already; give the name of a new file")
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"the folder {out.parent} of {out.name} does not exist; make it first")
+
+    from mgdet.files import atomic_write
+    from mgdet.planning.check import check
+
+    report = check(
+        parsed.config,
+        folder=folder,
+        processes=count_devices(parsed.devices),
+        seconds=parsed.seconds,
+        fit_batch=fit_batch,
+        say=(lambda line: None) if parsed.json == STDOUT else say,
+    )
+    say(report.to_json() if parsed.json == STDOUT else report.table())
+    if out is not None:
+        atomic_write(out, lambda file: file.write(report.to_json().encode()))
+    return 2 if report.stops else 0
