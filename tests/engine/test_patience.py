@@ -42,7 +42,7 @@ def test_it_ends_where_nothing_gets_better(tiny, tmp_path, scores, capsys):
     state = state_of(tmp_path / "run")
     assert (state.step, state.best, state.stale) == (4 * STEPS_PER_EPOCH, 0.3, 2)
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("stopped after step 24, 24 are left: bbox AP has not risen in 2 evaluations; the best")
+    assert last.startswith("stopped after step 24, 24 are left: bbox AP has not risen in the last 2 evaluations; the")
     assert "with 0.300, is " in last and "student_best.pth; --resume with --train.patience 4 goes on" in last
     assert last in (tmp_path / "run" / "log.txt").read_text()
 

@@ -78,7 +78,8 @@ def _options(section: Any, prefix: str) -> Iterator[Option]:
             kind, *marks = get_args(kind)
             if _POSITIONAL in marks:
                 continue
-            name = next((mark.name for mark in marks if isinstance(mark, _NAMED) and mark.name is not None), name)
+            given = [getattr(mark, "name", None) for mark in marks if isinstance(mark, _NAMED)]
+            name = next((each for each in given if each is not None), name)
         inner = next((part for part in _parts(kind) if dataclasses.is_dataclass(part)), None)
         if inner is not None:
             yield from _options(inner, f"{prefix}{name}." if name else prefix)

@@ -194,9 +194,10 @@ class Run:
         if not left:
             return f"done; the student is {self.folder / LAST_FILE}"
         if self._has_settled():
+            last = "the last evaluation" if self.stale == 1 else f"the last {self.stale} evaluations"
             return (
-                f"stopped after step {self.step:,}, {left:,} are left: {train.metrics[0]} AP has not risen in "
-                f"{self.stale} evaluations; the best student, with {self.best:.3f}, is {self.folder / BEST_FILE}; "
+                f"stopped after step {self.step:,}, {left:,} are left: {train.metrics[0]} AP has not risen in {last}; "
+                f"the best student, with {self.best:.3f}, is {self.folder / BEST_FILE}; "
                 f"--resume with --train.patience {2 * train.patience} goes on from here"
             )
         return f"stopped after step {self.step:,} as asked, {left:,} are left; --resume goes on from here"
