@@ -64,7 +64,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
 
 
 def test_the_source_archive_holds_what_builds_and_tests_the_package(built):
-    names = {name.partition("/")[2] for name in tarfile.open(built[0]).getnames()}
+    with tarfile.open(built[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"src/{name}" for name in sources()} <= names
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")} <= names
     assert {"pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md", "docs/method.md", "mkdocs.yml"} <= names
