@@ -154,6 +154,12 @@ def test_the_menu_of_the_site_lists_every_page():
     assert listed == pages | results | elsewhere
 
 
+def test_the_reference_has_every_method_of_distillation():
+    page = (ROOT / "docs" / "reference" / "methods.md").read_text()
+    modules = {path.stem for path in (ROOT / "src" / "mgdet" / "methods").glob("*.py")} - {"__init__"}
+    assert set(re.findall(r"^::: mgdet\.methods\.(\w+)$", page, re.MULTILINE)) == modules
+
+
 def test_the_table_of_detectors_is_made_by_the_script():
     script = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
     page = (ROOT / "docs" / "any-teacher.md").read_text()
