@@ -22,7 +22,7 @@ lint: $(INSTALLED)
 # The documentation's site, built without a network; a dead link or a page that the menu lacks is an error.
 docs: $(INSTALLED)
 	$(BIN)/pip install --quiet --editable '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "the site is site/index.html"
 
 # What goes to a package index, checked: dist/*.tar.gz and the wheel built from it.
@@ -30,7 +30,7 @@ dist: $(INSTALLED)
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
-	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV)
