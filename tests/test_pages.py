@@ -154,6 +154,18 @@ def test_the_menu_of_the_site_lists_every_page():
     assert listed == pages | results | elsewhere
 
 
+def test_the_house_has_the_rooms_that_its_page_says():
+    package = ROOT / "src" / "mgdet"
+    rows = re.findall(
+        r"^\| `(\w+/|\w+\.py)` \| (.*) \| .* \|$", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE
+    )
+    files = {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
+    assert {room for room, _ in rows} == files | {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    for room, holds in rows:
+        missing = [name for name in re.findall(r"`(\w+\.py)`", holds) if not (package / room / name).exists()]
+        assert not missing, f"{room} has no {missing}"
+
+
 def test_the_reference_has_every_method_of_distillation():
     page = (ROOT / "docs" / "reference" / "methods.md").read_text()
     modules = {path.stem for path in (ROOT / "src" / "mgdet" / "methods").glob("*.py")} - {"__init__"}
