@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs dist clean
 
 demo: $(INSTALLED)
 	$(BIN)/mgdet demo
@@ -18,6 +18,19 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check --no-cache
 	$(BIN)/mypy
+
+# The documentation's site, built without a network; a dead link or a page that the menu lacks is an error.
+docs: $(INSTALLED)
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "the site is site/index.html"
+
+# What goes to a package index, checked: dist/*.tar.gz and the wheel built from it.
+dist: $(INSTALLED)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +27,8 @@ def test_every_public_name_is_there():
     assert set(mgdet.__all__) <= set(dir(mgdet))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         mgdet.nothing  # noqa: B018
+
+
+def test_the_citation_is_of_this_version():
+    citation = (Path(__file__).parent.parent / "CITATION.cff").read_text()
+    assert f"\nversion: {mgdet.__version__}\n" in citation

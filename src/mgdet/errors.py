@@ -16,7 +16,7 @@ class UserError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on: the message says where and why. The command line leaves with exit code 1."""
+    """A run that cannot continue: the message says where and why. The command line leaves with exit code 1."""
 
 
 class Stalled(TrainingError):

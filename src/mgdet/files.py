@@ -38,7 +38,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of tensors with their names, 64 hexadecimal digits: the hash of weights that are no single file."""
+    """The SHA-256 of tensors with their names, 64 hexadecimal digits: the hash of weights that are not one file."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
@@ -113,7 +113,7 @@ def reach(url: str) -> str | None:
 
     Raises:
         OSError: there is no answer in time, or it is an error.
-        ValueError: this is no URL.
+        ValueError: this is not a URL.
         HTTPException: what answers does not speak HTTP.
     """
     answers: list[str | None] = []

@@ -36,7 +36,7 @@ def transfer(source: str | Path, out: Path, *, ema: bool = False) -> str:
         What was read, left out and written, in one or two lines.
 
     Raises:
-        UserError: the source cannot be read or is no detector, or `out` exists or cannot be written.
+        UserError: the source cannot be read or is not a detector, or `out` exists or cannot be written.
     """
     out = Path(out)
     if out.exists():

@@ -150,9 +150,9 @@ def test_names_as_a_list_or_with_numbers(tmp_path, names, classes):
     [
         ("{1: cat, 2: dog}", "", "numbers its names '1, 2'; they count 0, 1, 2, ..."),
         ("{cat: 0, dog: 1}", "", "numbers its names 'cat, dog'; they count"),
-        ("[[cat], dog]", "", "names that are not a list of texts"),
-        ("cat", "", "names that are not a list of texts"),
-        ("[]", "", "names that are not a list of texts"),
+        ("[[cat], dog]", "", "names that are not a list of strings"),
+        ("cat", "", "names that are not a list of strings"),
+        ("[]", "", "names that are not a list of strings"),
         ("[cat, dog]", "nc: 3", "nc 3 and 2 names; they must agree"),
         ("[cat]", "nc: many", "nc 'many', which is not a number of classes"),
         ("[cat]", "kpt_shape: 17", "kpt_shape that is not two numbers"),

@@ -42,8 +42,8 @@ ADVICE = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; what went wrong is said in one sentence.
 
-    0: done. 1: a run that cannot go on: a number that is not finite, too little memory, a process that died or hangs.
-    2: bad input, or a disk that is full. 130: Ctrl-C. 128 + n: signal n.
+    0: done. 1: a run that cannot continue: a number that is not finite, too little memory, a process that died or
+    hangs. 2: bad input, or a disk that is full. 130: Ctrl-C. 128 + n: signal n.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _let_memory_grow()

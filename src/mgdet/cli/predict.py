@@ -19,7 +19,7 @@ class PredictArguments:
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
     """A checkpoint file, its URL, or a run's folder."""
     images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE_OR_FOLDER...")]
-    """Image files, or folders of them, which are walked."""
+    """Image files, or folders, which are searched recursively."""
     recipe: str = ""
     """The checkpoint's recipe; only needed for checkpoints that do not come from mgdet."""
     out: str = "predictions"

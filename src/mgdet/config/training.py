@@ -18,7 +18,7 @@ class OptimizerConfig(Section):
     """One optimizer over student and generators, one parameter group."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    """sgd, as published; adamw for students that start from random weights or are no ResNets."""
+    """sgd, as published; adamw for students that start from random weights or are not ResNets."""
     lr: float
     """Learning rate for `base_batch` images per step; scaled in proportion to the real number."""
     base_batch: int = 16
@@ -37,7 +37,10 @@ class OptimizerConfig(Section):
         require(self.base_batch > 0, f"optimizer.base_batch is {self.base_batch}; give 1 or more")
         require(0 <= self.momentum < 1, f"optimizer.momentum is {self.momentum}; give a number from 0 to below 1")
         require(self.weight_decay >= 0, f"optimizer.weight_decay is {self.weight_decay}; give 0 or more")
-        require(0 < self.backbone_share <= 1, f"optimizer.backbone_share is {self.backbone_share}; give over 0 to 1")
+        require(
+            0 < self.backbone_share <= 1,
+            f"optimizer.backbone_share is {self.backbone_share}; give a share above 0, at most 1",
+        )
         require(self.clip_norm > 0, f"optimizer.clip_norm is {self.clip_norm}; give a positive norm")
 
     def check_together(self) -> None:

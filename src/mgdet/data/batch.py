@@ -26,7 +26,7 @@ class Batch:
 
     pixels: (B, H, W, 3) uint8, RGB; H and W are multiples of 32, and each image lies in the upper left corner. What
         lies beside it is undefined.
-    targets: one an image, in pixels of the batch images; `size` is the image without its padding.
+    targets: one per image, in pixels of the batch images; `size` is the image without its padding.
     files: paths of the image files.
     image_ids: ids in the annotation file.
     originals: (h, w) of the image files.

@@ -183,7 +183,7 @@ def _id(record: dict[str, Any], name: str, what: str) -> Id:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise UserError(f"{what} has {name} {value!r:.80}, which is neither an integer nor a text")
+        raise UserError(f"{what} has {name} {value!r:.80}, which is neither an integer nor a string")
     return _printable(value) if isinstance(value, str) else value
 
 
@@ -204,7 +204,7 @@ def _categories(items: Iterable[object], where: str) -> dict[Id, str]:
         if "name" not in record:
             raise UserError(f"{what} has no 'name'")
         if isinstance(name, bool) or not isinstance(name, str | int | float):
-            raise UserError(f"{what} has name {name!r:.80}, which is not a text")
+            raise UserError(f"{what} has name {name!r:.80}, which is not a string")
         names[category] = _printable(str(name))
     return {category: names[category] for category in sorted(names, key=id_order)}
 
@@ -224,7 +224,7 @@ def _add_images(builder: RecordsBuilder, items: Iterable[object], where: str) ->
             record = _fields(item, what)
             key, file = _id(record, "id", what), record.get("file_name")
             if not isinstance(file, str):
-                has = f"has file_name {file!r:.80}, which is not a text" if file is not None else "has no 'file_name'"
+                has = f"has file_name {file!r:.80}, which is not a string" if file is not None else "has no 'file_name'"
                 raise UserError(f"{what} {has}")
             index = builder.add_image(_printable(file), record.get("height"), record.get("width"), key)
         if rows.setdefault(key, index) != index:

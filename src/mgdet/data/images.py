@@ -50,7 +50,7 @@ def check_images(records: Records) -> Records:
 
 
 def find_missing(folder: Path, files: Sequence[str]) -> list[int]:
-    """Indices of the files that are not there, or are no files: folders, broken links, pipes that would never answer.
+    """Indices of the files that are not there, or are not files: folders, broken links, pipes that would never answer.
 
     Each folder is listed once, so that many files take little time.
 

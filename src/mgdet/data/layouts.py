@@ -151,7 +151,7 @@ def _choose(root: Path, names: Mapping[str, Place]) -> Layout | None:
 
 
 def _nothing(root: Path) -> str:
-    """Why a folder is no data set, and what would help."""
+    """Why a folder is not a data set, and what would help."""
     inside = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     for folder in inside[:50]:
         try:

@@ -32,8 +32,8 @@ class Reason(Enum):
     NO_EXTENT = "box without width or height", "boxes without width or height"
     NOT_A_LABEL = "label that is neither a box nor a polygon", "labels that are neither boxes nor polygons"
     OUT_OF_SHARES = (
-        "label that is not in shares of the image's size",
-        "labels that are not in shares of the image's size",
+        "label that is not in fractions of the image's size",
+        "labels that are not in fractions of the image's size",
     )
     NOT_AN_AREA = "area that is not a number of 0 or more", "areas that are not numbers of 0 or more"
     NOT_A_FLAG = "object whose crowd flag is neither yes nor no", "objects whose crowd flag is neither yes nor no"

@@ -44,7 +44,7 @@ class TrainSampler:
         """Args:
         portrait: one flag per image of the data set, at least one image.
         batch: images per micro-batch.
-        accumulate: micro-batches a step.
+        accumulate: micro-batches per step.
         rank: this process, 0 .. world_size - 1.
         world_size: number of processes.
         seed: 0 or more.

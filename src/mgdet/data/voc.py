@@ -1,4 +1,4 @@
-"""Pascal VOC's format: one XML file for each image.
+"""Pascal VOC's format: one XML file per image.
 
 The original's boxes count pixels from 1 and include the last one; files of that origin say so in `source/database`.
 All other tools write corners as they are, and so they are read.

@@ -1,7 +1,7 @@
-"""YOLO's format: a YAML file with class names and image folders, and one text file of labels for each image.
+"""YOLO's format: a YAML file with class names and image folders, and one text file of labels per image.
 
 A line of a label file is a class number and then a box (centre x, centre y, width, height) or a polygon (x, y, x, y,
-... of three points or more), as shares of the image's size. An image whose label file is empty or missing has no
+... of three points or more), as fractions of the image's size. An image whose label file is empty or missing has no
 objects.
 """
 
@@ -134,7 +134,7 @@ def _classes(content: dict[str, Any], file: Path) -> tuple[str, ...]:
     elif names is None and count is not None:
         names = [f"class {label}" for label in range(count)]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"'{file}' has names that are not a list of texts; write names: [first, second, ...]")
+        raise UserError(f"'{file}' has names that are not a list of strings; write names: [first, second, ...]")
     if count is not None and count != len(names):
         raise UserError(f"'{file}' has nc {count} and {len(names)} names; they must agree")
     if len(names) > MAX_CLASSES:
@@ -298,7 +298,7 @@ def label_file(image: Path) -> Path | None:
     """The label file of an image; None if it has none.
 
     Raises:
-        UserError: what bears its name is no file.
+        UserError: what bears its name is not a file.
     """
     file = next((file for file in _label_files(image) if file.exists()), None)
     if file is not None and not file.is_file():
@@ -355,7 +355,7 @@ def _label(text: str) -> int | None:
 
 
 def _shares(texts: list[str], keypoints: int) -> list[float] | Reason:
-    """The four numbers of a box or the six and more of a polygon, as shares of the image's size; or why not."""
+    """The four numbers of a box or the six and more of a polygon, as fractions of the image's size; or why not."""
     if keypoints and len(texts) == 4 + keypoints:
         texts = texts[:4]
     if len(texts) < 4 or len(texts) % 2:

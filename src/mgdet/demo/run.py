@@ -51,7 +51,7 @@ class Row:
 def demo(out: Path, *, pair: str, quick: bool, seed: int, say: Callable[[str], None]) -> int:
     """Makes `shapes`, trains teacher, student and student with MGD, and compares them.
 
-    Run again after an interruption, it goes on where it stopped.
+    When it is run again after an interruption, it continues where it stopped.
 
     Args:
         out: folder for everything.

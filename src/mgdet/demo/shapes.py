@@ -69,7 +69,7 @@ def write_shapes(root: Path, *, num_train: int, num_val: int, size: tuple[int, i
         UserError: `root` holds something else or cannot be written, or an argument is out of range.
     """
     if min(size) < SMALLEST_EDGE:
-        raise UserError(f"shapes of {size[0]} x {size[1]} pixels are too small; give at least {SMALLEST_EDGE} an edge")
+        raise UserError(f"shapes of {size[0]} x {size[1]} pixels are too small; give at least {SMALLEST_EDGE} per edge")
     for name, value, least in (("num_train", num_train, 1), ("num_val", num_val, 1), ("seed", seed, 0)):
         if value < least:
             raise UserError(f"{name} of the shapes is {value}; give {least} or more")
@@ -235,7 +235,7 @@ def annotate(shapes: list[Shape], height: int, width: int) -> list[dict[str, Any
         width: of the image in pixels.
 
     Returns:
-        One dict an object: `category_id`, `bbox` xywh and `segmentation` polygons in pixels, `area`, `iscrowd` 0. The
+        One dict per object: `category_id`, `bbox` xywh and `segmentation` polygons in pixels, `area`, `iscrowd` 0. The
         box is the polygons' bounding box, the area their area.
     """
     hidden = np.zeros((height * FINE, width * FINE), np.uint8)

@@ -50,7 +50,8 @@ def predict(
 ) -> list[dict[str, Any]]:
     """Finds objects in pictures; writes an annotated copy of each and `detections.json` into `out`.
 
-    Folders are walked, and the copies lie in `out` as the pictures lie in their folder. Each picture is decoded once.
+    Folders are searched recursively, and the copies lie in `out` as the pictures lie in their folder. Each picture is
+    decoded once.
 
     Args:
         source: a checkpoint file, its URL, or a run's folder.

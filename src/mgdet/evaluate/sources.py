@@ -20,7 +20,7 @@ class Picture(NamedTuple):
 
 
 def find_pictures(sources: Sequence[str]) -> tuple[list[Picture], Counter[str]]:
-    """The pictures behind files and folders; folders are walked, and the copies lie as the pictures do.
+    """The pictures behind files and folders; folders are searched recursively, and the copies lie as the pictures do.
 
     Args:
         sources: image files, or folders of them.

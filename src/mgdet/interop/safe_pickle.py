@@ -143,7 +143,7 @@ class Scan:
 
         Raises:
             HostileError: it names something harmful.
-            Exception: of many kinds, where the bytes are no pickle.
+            Exception: of many kinds, where the bytes are not a pickle.
         """
         stack: list[Any] = []
         memo: dict[int, Any] = {}
@@ -342,7 +342,7 @@ def load_untrusted(path: Path) -> Any:
     except Exception as error:
         if _begins_like_torch_file(path):
             reason = _first_sentence(error)
-            raise UserError(f"{path} is truncated or damaged, or no file of weights ({reason})") from None
+            raise UserError(f"{path} is truncated or damaged, or not a file of weights ({reason})") from None
         with path.open("rb") as file:
-            reason = git_lfs_note(file.read(64)) or "it is no file of torch.save; give a .pth file"
+            reason = git_lfs_note(file.read(64)) or "torch.save did not write it; give a .pth file"
         raise UserError(f"{path} is not a checkpoint: {reason}") from None

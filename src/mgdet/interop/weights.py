@@ -190,7 +190,7 @@ def _read_safetensors(path: Path) -> Found:
         if isinstance(error, safetensors.SafetensorError):
             with path.open("rb") as stream:
                 reason = git_lfs_note(stream.read(64)) or reason
-        raise UserError(f"{path} is truncated, damaged, or no .safetensors file ({reason})") from None
+        raise UserError(f"{path} is truncated, damaged, or not a .safetensors file ({reason})") from None
     meta = {name: value for name in METADATA if (value := _json(metadata.get(name))) is not None}
     return Found(state_dict, meta=meta)
 
@@ -205,7 +205,7 @@ def _json(text: str | None) -> Any:
 
 def _unpack(path: Path, content: object) -> Found:
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, no weights; give the checkpoint of a detector")
+        raise UserError(f"{path} holds a {type(content).__name__}, not weights; give the checkpoint of a detector")
     found = find_dicts(content)
     if found.weights is None and found.ema is None:
         objects = [f"'{key}' is a {shown(type(content[key]).__name__)}" for key in DICTS if _is_object(content, key)]

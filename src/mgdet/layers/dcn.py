@@ -48,7 +48,7 @@ def deform_stages(backbone: nn.Module, name: str) -> None:
     """Replaces the 3x3 convolution of every bottleneck in layer2 to layer4 of a timm ResNet, in place.
 
     Raises:
-        UserError: the backbone is no ResNet or ResNeXt with bottlenecks.
+        UserError: the backbone is not a ResNet or ResNeXt with bottlenecks.
     """
     blocks = [block for stage in ("layer2", "layer3", "layer4") for block in getattr(backbone, stage, [])]
     if not blocks or not all(hasattr(block, "conv3") for block in blocks):

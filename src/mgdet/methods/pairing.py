@@ -79,7 +79,7 @@ def _wanted_pair(text: str, student: Sequence[Level], teacher: Sequence[Level]) 
 
 
 def pairing_lines(pairs: Sequence[Pair], student: Sequence[Level], teacher: Sequence[Level]) -> list[str]:
-    """The table of pairs, one line for each level of the student."""
+    """The table of pairs, one line per level of the student."""
     partner = dict(pairs)
     lines = []
     for i, mine in enumerate(student):

@@ -19,7 +19,7 @@ class Teacher(nn.Module):
     Args:
         detector: a detector, see `mgdet.detectors.face.Face`.
         precision: `step` is that of the caller's autocast; `fp32` and `bf16` hold whatever the caller's is. With `bf16`
-            the convolutions of a backbone keep their weights in bfloat16, as autocast would round a frozen weight anew
+            the convolutions of a backbone keep their weights in bfloat16, as autocast would round a frozen weight again
             in every step.
     """
 

@@ -36,7 +36,7 @@ def start(student: Detector, config: ModelConfig, classes: Sequence[str], say: S
         offsets = tuple(name for name in student.state_dict() if ".conv_offset." in name)
         partial = (*(f"{part}." for part in sorted(parts - {"backbone"})), *offsets)
     elif checkpoint.classes is not None and checkpoint.classes != tuple(classes):
-        # What predicts other classes is no start for these, also where its shapes fit.
+        # What predicts other classes is not a start for these, even where its shapes fit.
         partial = student.class_predictors
         kept = {name: value for name, value in checkpoint.state_dict.items() if not name.startswith(partial)}
         checkpoint = replace(checkpoint, state_dict=kept)

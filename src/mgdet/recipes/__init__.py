@@ -30,7 +30,7 @@ RECIPES: dict[str, Recipe] = {
 def load_recipe(name: str) -> Config:
     """A fresh config of a shipped recipe, or of a user's own, named `module:function`.
 
-    The module is looked for in the working folder, too.
+    The module is looked for in the working folder too.
 
     Raises:
         UserError: no such recipe, module or function; the message names the nearest.

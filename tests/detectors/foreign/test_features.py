@@ -92,7 +92,7 @@ def test_pixels_are_timms():
 def test_it_only_teaches(tmp_path):
     lines: list[str] = []
     teacher = teacher_of("test_vit", lines)
-    assert lines == ["timm:test_vit shows what random weights see"]
+    assert lines == ["timm:test_vit starts from random weights"]
     images, sizes = torch.randn(1, 3, 160, 160), [(160, 160)]
     for refused in (
         lambda: teacher.learn(images, []),

@@ -188,7 +188,7 @@ def test_folders_that_cannot_be_read(hub, tmp_path):
     with pytest.raises(UserError, match=r"config.json cannot be read"):
         build(str(empty), classes=["a"], weights="pretrained", say=silent)
     (empty / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(UserError, match="is a bert, no detector or backbone"):
+    with pytest.raises(UserError, match="is a bert, not a detector or backbone"):
         build(str(empty), classes=["a"], weights="random", say=silent)
     save(tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"

@@ -249,7 +249,7 @@ def test_a_plain_file_with_frozen_norms(hub, tmp_path):
     torch.save(coco.state_dict(), tmp_path / "frozen.pth")
     ours = build(MOBILE, classes=("person",), weights=str(tmp_path / "frozen.pth"), say=lines.append)
     assert ours.columns == (1,) and ours.outputs == 91
-    assert "does not tell the eps of its frozen norms: it is 1e-05" in lines[0]
+    assert "does not give the eps of its frozen norms: it is 1e-05" in lines[0]
     assert norms_of(ours) == norms_of(coco)
     assert_same_tensors(ours.state_dict(), coco.state_dict())
 
@@ -282,7 +282,7 @@ def test_a_file_with_the_tail_for_imagenet_weights(hub, tmp_path):
         ("retinanet_resnet50_fpn_v3", "random", "did you mean 'retinanet_resnet50_fpn_v2'?"),
         ("keypointrcnn_resnet50_fpn", "random", "that learns boxes"),
         (SSDLITE, "COCO_V2", "did you mean 'COCO_V1'?"),
-        (SSDLITE, "no such.pth", "no file that is here"),
+        (SSDLITE, "no such.pth", "which is not a file here"),
     ],
 )
 def test_wrong_names_get_the_nearest(name, weights, message):

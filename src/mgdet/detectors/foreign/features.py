@@ -185,7 +185,7 @@ def build(name: str, *, classes: Sequence[str] | None, weights: str, say: Say) -
             shows no maps.
     """
     if weights == RANDOM:
-        say(f"timm:{name} shows what random weights see")
+        say(f"timm:{name} starts from random weights")
         return TimmTeacher(_create(name), name)
     path = bring_timm(name) if weights == PRETRAINED else Path(weights)
     if not path.is_file():

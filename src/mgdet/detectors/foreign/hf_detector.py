@@ -74,7 +74,7 @@ class HuggingFace(Foreign):
     def library(self) -> Any:
         """The library's own model; it shares every parameter with this one, and its training flag."""
         (model,) = self._library
-        model.training = self.training  # it is no child of ours, so no one else tells it
+        model.training = self.training  # it is not a child module, so no one else tells it
         return model
 
     @property

@@ -196,7 +196,7 @@ def loss_kinds(family: Family, config: Any) -> list[str]:
 def group_losses(family: Family, config: Any, terms: dict[str, Tensor]) -> dict[str, Tensor]:
     """The library's terms of one step (each layer's, the encoder's, the denoising queries') summed by kind.
 
-    What is no loss (the library counts errors of cardinality too) is left out.
+    What is not a loss (the library counts errors of cardinality too) is left out.
 
     Returns:
         Weighted scalars, whose sum is the library's total.

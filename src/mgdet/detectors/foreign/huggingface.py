@@ -72,7 +72,7 @@ def build(name: str, *, classes: Sequence[str] | None, weights: str, say: Say) -
     if kind in BACKBONES:
         return build_features(source, random=weights == RANDOM, say=say)
     if kind not in FAMILIES:
-        raise UserError(f"hf:{name} is a {kind}, no detector or backbone that is known here{nearest(kind, FAMILIES)}")
+        raise UserError(f"hf:{name} is a {kind}, not a detector or backbone that mgdet knows{nearest(kind, FAMILIES)}")
     if checkpoint:
         detector = _from_checkpoint(source, Path(weights), classes)
     elif weights == RANDOM:
@@ -173,7 +173,9 @@ def _is_folder(name: str, weights: str) -> bool:
         return False
     if Path(weights).expanduser().is_dir():
         return True
-    raise UserError(f"'{weights}' is no weights of hf:{name}; choose {RANDOM}, {PRETRAINED}, a folder or a checkpoint")
+    raise UserError(
+        f"'{weights}' are not weights of hf:{name}; choose {RANDOM}, {PRETRAINED}, a folder or a checkpoint"
+    )
 
 
 def _named(name: str, *, weights: bool) -> Source:

@@ -76,7 +76,9 @@ def build(name: str, *, classes: Sequence[str] | None, weights: str, say: Say) -
         path = _published(name)
     elif not path.exists():
         choices = (RANDOM, PRETRAINED)
-        raise UserError(f"weights of libreyolo:{name} are '{weights}', no file that is here{nearest(weights, choices)}")
+        raise UserError(
+            f"weights of libreyolo:{name} are '{weights}', which is not a file here{nearest(weights, choices)}"
+        )
     return _from_file(name, path, classes, say)
 
 
@@ -122,7 +124,7 @@ def require() -> None:
 
 def _check_name(name: str) -> None:
     if name not in MODELS:
-        raise UserError(f"LibreYOLO has no '{name}' that is known here{nearest(name, MODELS)}")
+        raise UserError(f"LibreYOLO has no model '{name}' that mgdet knows{nearest(name, MODELS)}")
 
 
 def _family(name: str) -> str:

@@ -126,7 +126,7 @@ class LibreYolo(Foreign):
     def find(
         self, images: Tensor, sizes: list[tuple[int, int]], scales: list[tuple[float, float]] | None = None
     ) -> list[Detections]:
-        """See `Face.find`: the library's own detections, without those of outputs that are no class of the data.
+        """See `Face.find`: the library's own detections, without those of outputs that are not classes of the data.
 
         They come as plain numbers, so no gradient reaches through them.
         """

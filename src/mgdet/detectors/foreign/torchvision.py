@@ -95,13 +95,13 @@ def build(name: str, *, classes: Sequence[str] | None, weights: str, say: Say) -
         return _from_coco(name, members[member], classes, say)
     if weights == BACKBONE or member in backbones:
         chosen = _backbone(name) if weights == BACKBONE else backbones[member]
-        say(f"torchvision:{name}: its backbone starts from {chosen}, {_bring(chosen)}; all else is random")
+        say(f"torchvision:{name}: its backbone starts from {chosen}, {_bring(chosen)}; everything else is random")
         model = _by_torchvision(name, weights=None, weights_backbone=chosen, num_classes=own)
         return _detector(model, name, own, range(1, own), classes, wide_tail=name == SSDLITE)
     if not Path(weights).exists():
         choices = (RANDOM, PRETRAINED, BACKBONE, *members, *backbones)
         raise UserError(
-            f"weights of torchvision:{name} are '{weights}', no file that is here{nearest(weights, choices)}"
+            f"weights of torchvision:{name} are '{weights}', which is not a file here{nearest(weights, choices)}"
         )
     return _from_file(name, Path(weights), classes, say)
 
@@ -274,7 +274,7 @@ def _from_file(name: str, path: Path, classes: Sequence[str] | None, say: Say) -
     description = written or _description_of(name, checkpoint.state_dict)
     if description["frozen_norms_eps"] is not None and written is None:
         eps = description["frozen_norms_eps"]
-        say(f"{path} does not tell the eps of its frozen norms: it is {eps}, as with torchvision's own COCO weights")
+        say(f"{path} does not give the eps of its frozen norms: it is {eps}, as with torchvision's own COCO weights")
     outputs = int(description["outputs"])
     trained = rebuild(description | {"columns": tuple(range(1, outputs))}, None)
     say(f"torchvision:{name}: {load_checkpoint(trained, checkpoint).line()}")

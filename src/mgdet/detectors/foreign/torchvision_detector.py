@@ -132,7 +132,7 @@ class TorchvisionDetector(Foreign):
     def find(
         self, images: Tensor, sizes: list[tuple[int, int]], scales: list[tuple[float, float]] | None = None
     ) -> list[Detections]:
-        """See `Face.find`: torchvision's own detections, without those of outputs that are no class of the data."""
+        """See `Face.find`: torchvision's own detections, without those of outputs that are not classes of the data."""
         self._check_canvas(images)
         with self._learning(False) as model:
             results = model(_Batch(images, sizes))
