@@ -18,7 +18,7 @@ usage: mgdet COMMAND ...
 
   recipes                                   what can be trained, and what is published about it
   train RECIPE [--section.field value ...]  train a student, with its teacher or alone
-  test RECIPE CHECKPOINT                    COCO mAP of a checkpoint
+  test [RECIPE] CHECKPOINT                  COCO mAP of a checkpoint
   transfer IN OUT                           checkpoints to and from MMDetection, or to safetensors
   predict CHECKPOINT IMAGE_OR_FOLDER ...    annotated pictures and one JSON
   data DIR                                  what a data set holds, and whether it can be trained on

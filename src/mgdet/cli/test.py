@@ -1,4 +1,4 @@
-"""`mgdet test RECIPE CHECKPOINT`"""
+"""`mgdet test [RECIPE] CHECKPOINT`"""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ import tyro
 
 from mgdet.cli.parsing import check_devices, parse, recipe_first, say
 from mgdet.config import DataConfig, ModelConfig
-from mgdet.recipes import load_recipe
+from mgdet.recipes import RECIPES, load_recipe
+
+NO_RECIPE = "alone"
+"""Whose student and data make room for what a checkpoint says of itself."""
 
 
 @dataclass(kw_only=True)
 class TestArguments:
-    """Measure a checkpoint on the evaluation images of a recipe: COCO's twelve numbers and a table of each class."""
+    """Measure a checkpoint on the evaluation images of a recipe: COCO's twelve numbers and a table of each class.
+
+    Without a recipe the checkpoint says itself which detector it holds, and the data are those of --data.root.
+    """
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
     """A checkpoint file, its URL, or a run's folder."""
@@ -34,9 +40,16 @@ class TestArguments:
 
 
 def run(arguments: list[str]) -> int:
-    """`mgdet test RECIPE CHECKPOINT ...`"""
-    name, rest = recipe_first(arguments, "test")
-    config = load_recipe(name)
+    """`mgdet test [RECIPE] CHECKPOINT ...`"""
+    if arguments and _is_checkpoint(arguments[0]):
+        from mgdet.models.recognise import recognise
+
+        name, rest, recognised = "CHECKPOINT", arguments, recognise(arguments[0])
+        config = replace(load_recipe(NO_RECIPE), student=recognised.model, data=recognised.data())
+        lines = recognised.lines
+    else:
+        name, rest = recipe_first(arguments, "test")
+        config, lines = load_recipe(name), ()
     default = TestArguments(
         checkpoint=tyro.MISSING, student=config.student, data=config.data, eval=config.train.metrics
     )
@@ -50,6 +63,13 @@ def run(arguments: list[str]) -> int:
     if parsed.devices > 1 and not under_torchrun():
         return launch(parsed.devices, ["test", *arguments])
     with join() as world:
+        for line in lines if world.main else ():
+            say(line)
         out = Path(parsed.out) if parsed.out else None
         test_checkpoint(config, parsed.checkpoint, metrics=parsed.eval, out=out, world=world, say=say, ema=parsed.ema)
     return 0
+
+
+def _is_checkpoint(first: str) -> bool:
+    """Is the first word a file, a run's folder or a URL, and no recipe?"""
+    return first not in RECIPES and ("://" in first or Path(first).exists())
