@@ -9,13 +9,15 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from mgdet.config import ModelConfig
 from mgdet.data.coco_names import COCO_CLASSES
+from mgdet.errors import UserError
 from mgdet.interop.weights import Checkpoint
-from mgdet.models import detector_from
+from mgdet.models import detector_from, recognise_checkpoint
 
 RGB = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "rgb": True}
 BGR = {"mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0], "rgb": False}
@@ -271,6 +273,16 @@ def _call(value: Any, indent: str = "", *, ordered: bool = False) -> str:
     return repr(value)
 
 
+VERSIONS = {"2.x": ("config", settings_2, text_2), "3.x": ("cfg", settings_3, text_3)}
+"""The key in `meta`, the whole config, and how it is written."""
+
+
+def texts(version: str, described: dict, pixels: dict = RGB, scale: tuple[int, int] = (1333, 800)) -> dict[str, str]:
+    """The part of `meta` that holds the config."""
+    key, settings, write = VERSIONS[version]
+    return {key: write(settings(described, pixels, scale))}
+
+
 OLD_TEXT = """\
 /home/user/mmdetection/configs/_base_/models/retinanet_r50_fpn.py
 # model settings
@@ -409,3 +421,11 @@ def in_memory(state: dict[str, Tensor], name: str = "a.pth", **texts: str) -> Ch
 
 META_2 = {"mmdet_version": "2.19.0", "CLASSES": COCO_CLASSES, "epoch": 24, "iter": 175896}
 META_3 = {"mmengine_version": "0.7.4", "dataset_meta": {"classes": COCO_CLASSES}, "epoch": 24, "seed": 1}
+
+
+def refusal(state: dict[str, Tensor], name: str = "a.pth", **texts: str) -> str:
+    """The sentence with which a file is not recognised."""
+    with pytest.raises(UserError) as caught:
+        recognise_checkpoint(in_memory(state, name, **texts))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

@@ -72,4 +72,5 @@ def run(arguments: list[str]) -> int:
 
 def _is_checkpoint(first: str) -> bool:
     """Is the first word a file, a run's folder or a URL, and no recipe?"""
-    return first not in RECIPES and ("://" in first or Path(first).exists())
+    is_named = "://" in first or first.endswith((".pth", ".pt", ".safetensors"))
+    return first not in RECIPES and (is_named or Path(first).exists())

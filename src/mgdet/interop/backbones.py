@@ -131,15 +131,15 @@ def timm_names(shapes: Shapes) -> list[str]:
     families = [members for module in timm.list_modules() if (members := timm.list_models(module=module))]
     for place in (0.5, 0.0, 1.0):  # a family's members may differ: its middle one, and if need be its first and last
         for members in families:
-            other = _without_digits(_shapes_of(members[round(place * (len(members) - 1))]))
+            other = _without_digits(shapes_of(members[round(place * (len(members) - 1))]))
             if len(pattern & other) >= SIMILAR * max(1, len(pattern | other)):
-                found = [name for name in members if _shapes_of(name) == wanted]
+                found = [name for name in members if shapes_of(name) == wanted]
                 if found:
                     return found
     return []
 
 
-def _shapes_of(name: str) -> Shapes:
+def shapes_of(name: str) -> Shapes:
     """Of a timm model's feature stages, without memory for its weights; empty where it has no such stages."""
     try:
         with torch.device("meta"):

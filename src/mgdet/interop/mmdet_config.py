@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mgdet.interop.names import shown
+
 LONGEST, MOST_VALUES = 1 << 20, 1 << 20
 """Letters of the longest config text that is read, and how many values may be in it where every name is written out.
 
@@ -129,8 +131,8 @@ def _statements(text: str) -> list[ast.stmt]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return ast.parse(text).body
-    except SyntaxError as error:
-        raise ValueError(f"it is no Python: {error.msg}") from None
+    except (SyntaxError, ValueError) as error:  # the latter for letters that no file can hold
+        raise ValueError(f"it is no Python: {shown(error.msg if isinstance(error, SyntaxError) else error)}") from None
 
 
 def _dict(items: list[tuple[Any, Any]]) -> Any:

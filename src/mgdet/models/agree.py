@@ -52,15 +52,14 @@ def check_agrees(
     if named and config.style == "pytorch":
         caffe = {"style": "caffe", **CAFFE_PIXELS._asdict()}
         raise UserError(
-            f"{checkpoint.path} says {named[0]} in its name, but {role}.style is pytorch, and no weight tells which is "
-            f"true; {advice or f'give {_options(role, caffe)}'}, or rename the file if it is none"
+            f"{checkpoint.path} says {named[0]} in its name, but {role} would run it with style pytorch, and no weight "
+            f"shows which is right; {advice or f'give {_options(role, caffe)}'}, or rename the file"
         )
     wrong = {name: value for name, value in said.items() if not _same(value, getattr(config, name))}
     if wrong:
         raise UserError(
-            f"{checkpoint.path} was trained with {_words(said)}, but {role} has "
-            f"{_words({name: getattr(config, name) for name in said})}, which makes other numbers of its weights; "
-            f"{advice or f'give {_options(role, wrong)}'}"
+            f"{checkpoint.path} was trained with {_words(said)}, but {role} would run it with "
+            f"{_words({name: getattr(config, name) for name in said})}; {advice or f'give {_options(role, wrong)}'}"
         )
 
 
