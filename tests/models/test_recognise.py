@@ -80,6 +80,21 @@ class TestWithConfig:
         found = recognise_checkpoint(files.in_memory(state, **files.texts("2.x", described, files.BGR)))
         assert (found.model.style, pixels_of(found.model)) == ("pytorch", CAFFE_PIXELS)
 
+    @pytest.mark.parametrize(
+        ("body", "style", "sure"),
+        [
+            ("dict(style='caffe')", "caffe", True),
+            ("dict(type='ResNet', depth=50)", "pytorch", True),
+            ("dict(type='ResNet', depth=50, style=STYLE)", "pytorch", False),
+            ("dict(type='MyResNet', style='caffe')", "pytorch", False),
+        ],
+    )
+    def test_style_in_a_config_that_is_not_whole(self, body, style, sure, states):
+        config = f"model = dict(backbone={body})\nimg_norm_cfg = dict(mean=[1, 2, 3], std=[4, 5, 6], to_rgb=True)"
+        found = recognise_checkpoint(files.in_memory(states["retinanet"], config=config))
+        assert (found.model.style, len(found.lines) == 1) == (style, sure)
+        assert pixels_of(found.model) == Pixels((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+
     def test_pytorch_style_may_have_any_normalisation(self, states):
         pixels = {"mean": [103.53, 116.28, 123.675], "std": [57.375, 57.12, 58.395], "rgb": False}
         described = files.model("faster_rcnn", files.backbone(50, "pytorch"))
@@ -95,6 +110,18 @@ class TestWithConfig:
         settings["model"]["data_preprocessor"] = {"type": "DetDataPreprocessor", "pad_size_divisor": 32}
         found = recognise_checkpoint(files.in_memory(states["retinanet"], cfg=files.text_3(settings)))
         assert pixels_of(found.model) == Pixels((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr=True)
+
+    def test_images_that_are_loaded_in_another_order(self, states):
+        for version in files.VERSIONS:
+            settings = files.VERSIONS[version][1](files.model("retinanet", BACKBONES["resnet50"]), files.RGB)
+            steps = [settings[name] for name in ("test_pipeline",)]
+            steps += [settings["data"]["test"]["pipeline"]] if version == "2.x" else []
+            steps += [settings["test_dataloader"]["dataset"]["pipeline"]] if version == "3.x" else []
+            for pipeline in steps:
+                pipeline[0]["channel_order"] = "rgb"
+            key, _, write = files.VERSIONS[version]
+            found = recognise_checkpoint(files.in_memory(states["retinanet"], **{key: write(settings)}))
+            assert pixels_of(found.model) == IMAGENET._replace(bgr=True)
 
     def test_settings_of_training(self, states):
         body = BACKBONES["resnet50"] | {"frozen_stages": -1}

@@ -84,7 +84,8 @@ def predict(
     checkpoint = read_checkpoint(source, ema=ema)
     if recipe is None:
         recognised = recognise_checkpoint(checkpoint)
-        model, data, known, lines = recognised.model, recognised.data(), recognised.classes, recognised.lines
+        model, data, known = recognised.model, recognised.data(), recognised.classes
+        lines = recognised.lines if checkpoint.config is None else ()  # our own say nothing new
     else:
         check_agrees(recipe.student, checkpoint, role="the recipe", advice="leave --recipe out")
         model, data, known, lines = recipe.student, recipe.data, None, ()

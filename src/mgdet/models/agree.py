@@ -85,7 +85,7 @@ def pixel_words(pixels: Pixels) -> str:
 def _own(checkpoint: Checkpoint) -> dict[str, Any]:
     """What the config of this package says, if the file holds one."""
     values = (checkpoint.config or {}).get("student")
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or "detector" not in values:
         return {}
     names = ("detector", "style", *Pixels._fields)
     student = read(ModelConfig, {name: values[name] for name in names if name in values}, f"{checkpoint.path}: student")
@@ -94,10 +94,8 @@ def _own(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _theirs(config: ModelConfig, checkpoint: Checkpoint) -> tuple[dict[str, Any], tuple[Lack, ...]]:
     """What MMDetection's config says, if the file holds one of this backbone."""
-    said, _ = said_by(checkpoint)
     depth = _depth(config.backbone)
-    if said is None or (said.depth is not None and depth and said.depth != depth):
-        return {}, ()
+    said, _ = said_by(checkpoint, depth)
     known: dict[str, Any] = {"style": said.style} if said.style is not None and depth >= BOTTLENECKS else {}
     if said.pixels is not None:
         known |= said.pixels._asdict()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from mgdet.detectors import cascade_mask_rcnn, reppoints, retinanet, solo_targets
@@ -15,8 +15,9 @@ from mgdet.layers import box_head, mask_head, roi, rpn
 Part = Literal["backbone", "neck", "head"]
 
 RATIOS, UNIT, ZERO = (0.5, 1.0, 2.0), (1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 0.0, 0.0)
+NONE = "none"
+"""Where ours have nothing: whatever a config says is something else."""
 PYRAMID_OF_ONE_STAGE = ("retinanet", "reppoints")
-TWO_STAGE = ("faster_rcnn", "mask_rcnn", "cascade_mask_rcnn")
 
 
 class Fixed(NamedTuple):
@@ -37,6 +38,21 @@ class Lack(NamedTuple):
     what: str
 
 
+def _anchors(head: str, scales: Sequence[float], strides: Sequence[int]) -> list[Fixed]:
+    """What a head's generator of anchors has fixed."""
+    values = {
+        "type": "AnchorGenerator",
+        "scales": scales,
+        "ratios": RATIOS,
+        "strides": strides,
+        "base_sizes": strides,
+        "scale_major": True,
+        "centers": NONE,
+        "center_offset": 0,
+    }
+    return [Fixed(f"{head}.anchor_generator.{name}", value) for name, value in values.items()]
+
+
 BACKBONE = [
     Fixed("backbone.strides", (1, 2, 2, 2)),
     Fixed("backbone.dilations", (1, 1, 1, 1)),
@@ -47,20 +63,16 @@ BACKBONE = [
 NECK = [
     Fixed("neck.upsample_cfg.mode", "nearest"),
     Fixed("neck.relu_before_extra_convs", False),
-    Fixed("neck.act_cfg.type", "none"),
+    Fixed("neck.act_cfg.type", NONE),
 ]
 EXTRA_LEVELS = [
     Fixed("neck.add_extra_convs", "on_input"),
     Fixed("neck.extra_convs_on_inputs", True),
 ]
 RETINANET = [
-    Fixed("bbox_head.anchor_generator.type", "AnchorGenerator"),
+    *_anchors("bbox_head", [4 * 2 ** (i / 3) for i in range(3)], retinanet.STRIDES),
     Fixed("bbox_head.anchor_generator.octave_base_scale", 4),
     Fixed("bbox_head.anchor_generator.scales_per_octave", 3),
-    Fixed("bbox_head.anchor_generator.scales", [4 * 2 ** (i / 3) for i in range(3)]),
-    Fixed("bbox_head.anchor_generator.ratios", RATIOS),
-    Fixed("bbox_head.anchor_generator.strides", retinanet.STRIDES),
-    Fixed("bbox_head.anchor_generator.center_offset", 0),
     Fixed("bbox_head.octave_base_scale", 4),
     Fixed("bbox_head.scales_per_octave", 3),
     Fixed("bbox_head.anchor_ratios", RATIOS),
@@ -86,11 +98,7 @@ SOLO = [
     Fixed("mask_head.loss_cls.use_sigmoid", True),
 ]
 RPN = [
-    Fixed("rpn_head.anchor_generator.type", "AnchorGenerator"),
-    Fixed("rpn_head.anchor_generator.scales", [8]),
-    Fixed("rpn_head.anchor_generator.ratios", RATIOS),
-    Fixed("rpn_head.anchor_generator.strides", rpn.STRIDES),
-    Fixed("rpn_head.anchor_generator.center_offset", 0),
+    *_anchors("rpn_head", [8], rpn.STRIDES),
     Fixed("rpn_head.anchor_scales", [8]),
     Fixed("rpn_head.anchor_ratios", RATIOS),
     Fixed("rpn_head.anchor_strides", rpn.STRIDES),
@@ -156,7 +164,7 @@ def lacks(model: Mapping[str, Any], detector: str) -> tuple[Lack, ...]:
     )
 
 
-def test_notes(model: Mapping[str, Any], settings: Mapping[str, Any], detector: Detector) -> tuple[str, ...]:
+def testing_notes(model: Mapping[str, Any], settings: Mapping[str, Any], detector: Detector) -> tuple[str, ...]:
     """What a config tests with, where our detector of the same kind takes other numbers."""
     test = get(model, "test_cfg")
     test = get(settings, "test_cfg") if not isinstance(test, Mapping) else test

@@ -12,7 +12,7 @@ from mgdet.errors import UserError
 from mgdet.interop.names import shown as shortened
 from mgdet.interop.weights import Checkpoint, read_checkpoint
 from mgdet.models.agree import CAFFE, CAFFE_PIXELS, pixel_words, refuse_lacks
-from mgdet.models.fixed import lacks, test_notes
+from mgdet.models.fixed import lacks, testing_notes
 from mgdet.models.said import Said, said_by
 from mgdet.models.shown import Shown, read_shapes
 from mgdet.structures import IMAGENET, Pixels
@@ -103,62 +103,60 @@ def _own(checkpoint: Checkpoint, values: dict[str, Any], source: str) -> Recogni
 def _theirs(checkpoint: Checkpoint, source: str) -> Recognised:
     """A detector under MMDetection's names: what weights show, and what its config says beside them."""
     shown = read_shapes(checkpoint)
-    said, silence = said_by(checkpoint)
-    if said is not None and said.depth not in (None, shown.depth):
-        silence = f"its config is of a backbone of depth {said.depth}, and its weights are not"
-        said = None
-    if said is not None:
-        refuse_lacks(checkpoint, lacks(said.model, shown.model.detector), shown.model.detector)
+    said, silence = said_by(checkpoint, shown.depth)
+    refuse_lacks(checkpoint, lacks(said.model, shown.model.detector), shown.model.detector)
     model, doubts = _with_pixels(shown, said, silence, _hint(checkpoint, said))
     classes, naming = _classes(checkpoint, shown, said)
-    long_edge, short_edge = said.scale if said is not None and said.scale is not None else (None, None)
-    size = f", images of {long_edge} x {short_edge}" if long_edge else ""
-    lines = [f"{checkpoint.path}: {_described(model)}, {_count(shown.num_classes)}{naming}{size}", *doubts]
-    lines += _test_notes(shown, said) if said is not None else []
-    square = long_edge if said is not None and not said.keep_ratio and long_edge == short_edge else None
+    long_edge, short_edge = said.scale or (None, None)
+    size = f", images of {long_edge} x {short_edge}" if said.scale else ""
+    line = f"{checkpoint.path}: {_described(model)}, {_count(shown.num_classes)}{naming}{size}"
     return Recognised(
-        replace(model, weights=source), classes, shown.num_classes, long_edge, short_edge, tuple(lines), square or 0
+        model=replace(model, weights=source),
+        classes=classes,
+        num_classes=shown.num_classes,
+        long_edge=long_edge,
+        short_edge=short_edge,
+        lines=(line, *doubts, *_testing_notes(shown, said)),
+        square=long_edge or 0 if not said.keep_ratio and long_edge == short_edge else 0,
     )
 
 
-def _with_pixels(shown: Shown, said: Said | None, silence: str, hint: str) -> tuple[ModelConfig, list[str]]:
-    """The model with its style and normalisation, and a line on what nothing says for sure.
+def _with_pixels(shown: Shown, said: Said, silence: str, hint: str) -> tuple[ModelConfig, list[str]]:
+    """The model as it was trained, and a line on what nothing says for sure.
 
     Args:
         shown: what weights show.
-        said: what the config says, if it can be read.
-        silence: why it says nothing.
+        said: what the config says.
+        silence: why it does not say more.
         hint: a name that says caffe, if one does.
     """
-    style, pixels = (None, None) if said is None else (said.style, said.pixels)
-    unsure = ["style"] * (style is None and shown.has_style) + ["normalisation"] * (pixels is None)
-    if not shown.has_style:
-        style = "pytorch"  # where it makes no difference
+    style, pixels = said.style if shown.has_style else "pytorch", said.pixels  # without bottlenecks styles are one
+    unsure = [name for name, value in (("style", style), ("normalisation", pixels)) if value is None]
     style = style or ("caffe" if hint else "pytorch")
     pixels = pixels or (CAFFE_PIXELS if style == "caffe" else IMAGENET)
     model = replace(shown.model, style=style, mean=pixels.mean, std=pixels.std, bgr=pixels.bgr)
-    if said is not None and said.frozen_stages is not None:
+    if said.frozen_stages is not None:
         model = replace(model, frozen_stages=said.frozen_stages)
-    if said is not None and said.rois_per_image is not None and shown.detector.rois_per_image:
+    if said.rois_per_image is not None and shown.detector.rois_per_image:
         model = replace(model, rois_per_image=said.rois_per_image)
     if not unsure:
         return model, []
     assumed = {"style": f"{style} style", "normalisation": pixel_words(pixels)}
     basis = f"as the name '{hint}' says" if hint and style == "caffe" else "as is usual"
     return model, [
-        f"weights do not show its {' and '.join(unsure)}, and {silence or 'its config does not say it'}; taken "
-        f"{basis}: {', '.join(assumed[name] for name in unsure)}"
+        f"weights do not show its {' and '.join(unsure)}, and {silence}; taken {basis}: "
+        f"{', '.join(assumed[name] for name in unsure)}"
     ]
 
 
-def _hint(checkpoint: Checkpoint, said: Said | None) -> str:
+def _hint(checkpoint: Checkpoint, said: Said) -> str:
     """The first name that says caffe: of the file, or of the config that a distiller has its student from."""
-    student = said.settings.get("student_cfg") if said is not None else None
+    student = said.settings.get("student_cfg")
     names = [checkpoint.path.name, Path(student).name if isinstance(student, str) else ""]
     return next((shortened(name) for name in names if CAFFE.search(name)), "")
 
 
-def _classes(checkpoint: Checkpoint, shown: Shown, said: Said | None) -> tuple[tuple[str, ...] | None, str]:
+def _classes(checkpoint: Checkpoint, shown: Shown, said: Said) -> tuple[tuple[str, ...] | None, str]:
     """The class names, and a word on them where they are not the file's own.
 
     Raises:
@@ -171,18 +169,18 @@ def _classes(checkpoint: Checkpoint, shown: Shown, said: Said | None) -> tuple[t
             f"{checkpoint.path} names {len(checkpoint.classes)} classes, but its head predicts {shown.num_classes}; "
             "give a file with the names of its own classes"
         )
-    if said is not None and said.classes is not None and len(said.classes) == shown.num_classes:
+    if said.classes is not None and len(said.classes) == shown.num_classes:
         return said.classes, " (named by its config)"
     return None, " (not named)"
 
 
-def _test_notes(shown: Shown, said: Said) -> list[str]:
+def _testing_notes(shown: Shown, said: Said) -> list[str]:
     lines = []
     if said.scale is not None and not said.keep_ratio and said.scale[0] != said.scale[1]:
         lines.append(
             "its config squashes images to {} x {}, which is not done here: they keep their ratio".format(*said.scale)
         )
-    if notes := test_notes(said.model, said.settings, shown.detector):
+    if notes := testing_notes(said.model, said.settings, shown.detector):
         lines.append(f"its config tests with other settings than mgdet: {', '.join(notes)}")
     return lines
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from mgdet.data.coco_names import COCO_CLASSES
 from mgdet.interop.mmdet_config import UNKNOWN, get, read_settings
@@ -41,33 +41,40 @@ class Said:
     scale: (long, short) edge in pixels that images are resized to in testing.
     keep_ratio: do they keep their ratio there?
     frozen_stages: how many do not train.
-    norm_eval: do batch norms keep their statistics?
     rois_per_image: regions of an image that train the second stage.
     classes: their names.
     """
 
-    settings: Mapping[str, Any]
-    model: Mapping[str, Any]
-    depth: int | None
-    style: Literal["pytorch", "caffe"] | None
-    pixels: Pixels | None
-    scale: tuple[int, int] | None
-    keep_ratio: bool
-    frozen_stages: int | None
-    norm_eval: bool | None
-    rois_per_image: int | None
-    classes: tuple[str, ...] | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    depth: int | None = None
+    style: Literal["pytorch", "caffe"] | None = None
+    pixels: Pixels | None = None
+    scale: tuple[int, int] | None = None
+    keep_ratio: bool = True
+    frozen_stages: int | None = None
+    rois_per_image: int | None = None
+    classes: tuple[str, ...] | None = None
 
 
-def said_by(checkpoint: Checkpoint) -> tuple[Said | None, str]:
-    """What the config in a file says; None, and why, where it has none that can be read."""
-    reason = "it holds no config"
+def said_by(checkpoint: Checkpoint, depth: int) -> tuple[Said, str]:
+    """What the config in a file says of its weights, and why it does not say more.
+
+    Args:
+        checkpoint: the file.
+        depth: of the ResNet that the weights show, 0 for another backbone. A config of another depth says nothing.
+    """
+    silence = "it holds no config"
     for text in checkpoint.texts.values():
         try:
-            return read_said(read_settings(text)), ""
+            said = read_said(read_settings(text))
         except ValueError as error:
-            reason = f"its config cannot be read ({error})"
-    return None, reason
+            silence = f"its config cannot be read ({error})"
+            continue
+        if said.depth in (None, depth):
+            return said, "its config does not say it"
+        silence = f"its config is of a backbone of depth {said.depth}, and its weights are not"
+    return Said(), silence
 
 
 def read_said(settings: Mapping[str, Any]) -> Said:
@@ -81,7 +88,6 @@ def read_said(settings: Mapping[str, Any]) -> Said:
     scale, keep_ratio = _scale(steps)
     depth = _whole(get(model, "backbone", "depth"), 1, 1000)
     frozen = _whole(get(model, "backbone", "frozen_stages"), -1, 4)
-    norm_eval = get(model, "backbone", "norm_eval")
     rcnn = get(model, "train_cfg", "rcnn")
     rcnn = rcnn if rcnn is not UNKNOWN else get(settings, "train_cfg", "rcnn")
     rois = get(rcnn, "sampler", "num")
@@ -90,11 +96,10 @@ def read_said(settings: Mapping[str, Any]) -> Said:
         model=model,
         depth=depth,
         style=_style(model, depth),
-        pixels=_preprocessor(settings, model) or _normalize(settings, steps),
+        pixels=_pixels(_preprocessor(settings, model) or _normalize(settings, steps), steps),
         scale=scale,
         keep_ratio=keep_ratio,
         frozen_stages=None if frozen is None else max(0, frozen),
-        norm_eval=norm_eval if isinstance(norm_eval, bool) else None,
         rois_per_image=_whole(rois if rois is not UNKNOWN else get(rcnn, 0, "sampler", "num"), 1, MOST_ROIS),
         classes=_classes(settings),
     )
@@ -113,15 +118,28 @@ def _model(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _style(model: Mapping[str, Any], depth: int | None) -> Literal["pytorch", "caffe"] | None:
-    kind, style = get(model, "backbone", "type"), get(model, "backbone", "style")
-    if not isinstance(kind, str) or kind.rpartition(".")[2] not in ("ResNet", "ResNeXt"):
+    backbone = model.get("backbone")
+    kind, style = _type(backbone), get(backbone, "style")
+    if kind not in ("", "ResNet", "ResNeXt"):
         return None
-    if depth in BASIC_DEPTHS or style is UNKNOWN:
-        return "pytorch"  # MMDetection's own default
+    if depth in BASIC_DEPTHS or (kind and isinstance(backbone, Mapping) and "style" not in backbone):
+        return "pytorch"  # what MMDetection takes where its config does not say it
     return style if style in ("pytorch", "caffe") else None
 
 
-def _preprocessor(settings: Mapping[str, Any], model: Mapping[str, Any]) -> Pixels | None:
+class Normalisation(NamedTuple):
+    """A normalisation as a config has it.
+
+    mean, std: anything.
+    swaps: are blue and red swapped before?
+    """
+
+    mean: object
+    std: object
+    swaps: object
+
+
+def _preprocessor(settings: Mapping[str, Any], model: Mapping[str, Any]) -> Normalisation | None:
     """The normalisation of MMDetection 3.x, which belongs to the model, or to what is around that."""
     places = [get(place, "data_preprocessor") for place in (model, get(settings, "model"), settings)]
     found = next((place for place in places if isinstance(place, Mapping)), None)
@@ -130,26 +148,29 @@ def _preprocessor(settings: Mapping[str, Any], model: Mapping[str, Any]) -> Pixe
         found = inner if isinstance(inner, Mapping) else found
     if found is None:
         return None
-    rgb = get(found, "bgr_to_rgb") is True or get(found, "rgb_to_bgr") is True
+    swaps = found.get("bgr_to_rgb", False) or found.get("rgb_to_bgr", False)
     if found.get("mean") is None and found.get("std") is None:
-        return Pixels((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr=not rgb)
-    return _pixels(found.get("mean"), found.get("std"), rgb)
+        return Normalisation([0, 0, 0], [1, 1, 1], swaps)
+    return Normalisation(found.get("mean"), found.get("std"), swaps)
 
 
-def _normalize(settings: Mapping[str, Any], steps: list[Mapping[str, Any]]) -> Pixels | None:
+def _normalize(settings: Mapping[str, Any], steps: list[Mapping[str, Any]]) -> Normalisation | None:
     """The normalisation of MMDetection 2.x, which is a step of the pipeline."""
     found = next((step for step in steps if _type(step) == "Normalize"), get(settings, "img_norm_cfg"))
     if not isinstance(found, Mapping):
         return None
-    to_rgb = found.get("to_rgb", True)
-    return _pixels(found.get("mean"), found.get("std"), to_rgb) if isinstance(to_rgb, bool) else None
+    return Normalisation(found.get("mean"), found.get("std"), found.get("to_rgb", True))
 
 
-def _pixels(mean: object, std: object, rgb: bool) -> Pixels | None:
-    means, stds = _numbers(mean), _numbers(std)
+def _pixels(found: Normalisation | None, steps: list[Mapping[str, Any]]) -> Pixels | None:
+    """The pixels that a model takes; None where the config does not say one of mean, deviation and order."""
+    if found is None or not isinstance(found.swaps, bool):
+        return None
+    means, stds = _numbers(found.mean), _numbers(found.std)
     if len(means) != 3 or len(stds) != 3 or min(stds) <= 0:
         return None
-    return Pixels((means[0], means[1], means[2]), (stds[0], stds[1], stds[2]), bgr=not rgb)
+    loads_bgr = all(step.get("channel_order", "bgr") != "rgb" for step in steps)
+    return Pixels((means[0], means[1], means[2]), (stds[0], stds[1], stds[2]), bgr=loads_bgr != found.swaps)
 
 
 def _steps(pipeline: object, depth: int = 0) -> Iterator[Mapping[str, Any]]:
@@ -165,7 +186,7 @@ def _steps(pipeline: object, depth: int = 0) -> Iterator[Mapping[str, Any]]:
 
 def _scale(steps: list[Mapping[str, Any]]) -> tuple[tuple[int, int] | None, bool]:
     """The (long, short) edge that images are resized to, and do they keep their ratio?"""
-    resize = next((step for step in steps if _type(step) == "Resize"), {})
+    resize = next((step for step in steps if _type(step) in ("Resize", "FixScaleResize")), {})
     outer = next((step for step in steps if "img_scale" in step), resize)
     given = next(
         (value for step in (outer, resize) for name in ("img_scale", "scale") if (value := step.get(name))), None
