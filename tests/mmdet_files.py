@@ -420,7 +420,6 @@ def in_memory(state: dict[str, Tensor], name: str = "a.pth", **texts: str) -> Ch
 
 
 META_2 = {"mmdet_version": "2.19.0", "CLASSES": COCO_CLASSES, "epoch": 24, "iter": 175896}
-META_3 = {"mmengine_version": "0.7.4", "dataset_meta": {"classes": COCO_CLASSES}, "epoch": 24, "seed": 1}
 
 
 def refusal(state: dict[str, Tensor], name: str = "a.pth", **texts: str) -> str:

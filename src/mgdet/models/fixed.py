@@ -1,4 +1,4 @@
-"""Settings of MMDetection's that our detectors have fixed, and what a config has in their place."""
+"""Settings of MMDetection's that our detectors have fixed and no weight shows, and what a config has in their place."""
 
 from __future__ import annotations
 
@@ -57,18 +57,13 @@ BACKBONE = [
     Fixed("backbone.strides", (1, 2, 2, 2)),
     Fixed("backbone.dilations", (1, 1, 1, 1)),
     Fixed("backbone.conv_cfg.type", "Conv2d"),
-    Fixed("backbone.dcn.deform_groups", 1),
-    Fixed("backbone.stage_with_dcn", (False, True, True, True)),
 ]
 NECK = [
     Fixed("neck.upsample_cfg.mode", "nearest"),
     Fixed("neck.relu_before_extra_convs", False),
     Fixed("neck.act_cfg.type", NONE),
 ]
-EXTRA_LEVELS = [
-    Fixed("neck.add_extra_convs", "on_input"),
-    Fixed("neck.extra_convs_on_inputs", True),
-]
+EXTRA_LEVELS = [Fixed("neck.add_extra_convs", "on_input")]
 RETINANET = [
     *_anchors("bbox_head", [4 * 2 ** (i / 3) for i in range(3)], retinanet.STRIDES),
     Fixed("bbox_head.anchor_generator.octave_base_scale", 4),
