@@ -37,10 +37,15 @@ class Level(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """The normalisation that a model expects: (value - mean) / std for values in 0 .. 255, in the order R, G, B."""
+    """The normalisation that a model expects: (value - mean) / std of each channel, for values in 0 .. 255.
+
+    mean, std: in the order in which the model takes the channels.
+    bgr: is that order B, G, R instead of R, G, B?
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    bgr: bool = False
 
 
 IMAGENET = Pixels((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))

@@ -7,7 +7,8 @@ from pathlib import Path
 from mgdet.errors import UserError
 from mgdet.interop.names import is_detector, some
 from mgdet.interop.weights import Checkpoint, read_checkpoint, save_checkpoint
-from mgdet.models import rebuild
+from mgdet.models import rebuild, recognise_checkpoint
+from mgdet.structures import IMAGENET, Pixels
 
 KINDS = {
     "mgdet": "a checkpoint of mgdet",
@@ -33,7 +34,7 @@ def transfer(source: str | Path, out: Path, *, ema: bool = False) -> str:
         ema: take the copy that the file keeps under the name of an exponential moving average.
 
     Returns:
-        What was read, left out and written, in one or two lines.
+        What was read, recognised, left out and written, a line each.
 
     Raises:
         UserError: the source cannot be read or is not a detector, or `out` exists or cannot be written.
@@ -52,8 +53,9 @@ def transfer(source: str | Path, out: Path, *, ema: bool = False) -> str:
         checkpoint.state_dict,
         classes=checkpoint.classes,
         config=checkpoint.config,
+        texts=checkpoint.texts,
     )
-    return f"{_read_line(checkpoint)}\n{_written_line(checkpoint, out)}"
+    return "\n".join((_read_line(checkpoint), *_recognised_lines(checkpoint), _written_line(checkpoint, out)))
 
 
 def _check_detector(checkpoint: Checkpoint) -> None:
@@ -74,6 +76,24 @@ def _read_line(checkpoint: Checkpoint) -> str:
     return (
         f"read {checkpoint.path}: {KINDS[checkpoint.kind]}, {checkpoint.entries} tensors, SHA-256 {checkpoint.sha256}"
     )
+
+
+def _recognised_lines(checkpoint: Checkpoint) -> list[str]:
+    """What the file is, where it does not come from this package, or what MMDetection must be told where it does."""
+    try:
+        recognised = recognise_checkpoint(checkpoint)
+    except UserError as error:
+        return [] if checkpoint.config is not None else [f"mgdet cannot run it: {error}"]
+    if checkpoint.config is None:
+        return list(recognised.lines)
+    model = recognised.model
+    pixels = Pixels(model.mean, model.std, model.bgr)
+    if (model.style, pixels) == ("pytorch", IMAGENET):
+        return []
+    return [
+        f"MMDetection must build its backbone with style='{model.style}' and normalise with mean={[*pixels.mean]}, "
+        f"std={[*pixels.std]} and to_rgb={not pixels.bgr} (bgr_to_rgb={not pixels.bgr} in 3.x)"
+    ]
 
 
 def _written_line(checkpoint: Checkpoint, out: Path) -> str:

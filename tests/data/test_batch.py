@@ -9,6 +9,7 @@ import torch
 from mgdet.data.batch import collate
 from mgdet.data.transforms import View, make_example
 from mgdet.errors import UserError
+from mgdet.structures import Pixels
 
 
 @pytest.fixture
@@ -41,6 +42,22 @@ def test_images_are_normalised_rgb_and_padded_with_zeros(examples):
         np.testing.assert_array_equal(image[:, :h, :w], in_float32.transpose(2, 0, 1))
         assert (image[:, h:] == 0).all()
         assert (image[:, :, w:] == 0).all()
+
+
+def test_a_model_of_another_order_and_mean_gets_its_own(examples):
+    batch = collate(examples)
+    mean, std = (103.53, 116.28, 123.675), (1.0, 2.0, 4.0)
+    images = batch.images(Pixels(mean, std, bgr=True))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    for image, example in zip(images.numpy(), examples):
+        h, w = example.image.shape[:2]
+        expected = (example.image.astype(np.float32) - np.float32(mean)) / np.float32(std)
+        np.testing.assert_array_equal(image[:, :h, :w], expected.transpose(2, 0, 1))
+        assert not image[:, h:].any() and not image[:, :, w:].any()
+    squashed, _ = batch.images_on((32, 48), Pixels(mean, std, bgr=True))
+    swapped, _ = batch.images_on((32, 48), Pixels(mean[::-1], std[::-1]))
+    torch.testing.assert_close(squashed, swapped.flip(1))
+    assert torch.equal(batch.images(), collate(examples).images())  # and the batch stays as it was
 
 
 def test_padding_does_not_depend_on_what_lies_there(examples):

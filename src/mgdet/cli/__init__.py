@@ -19,7 +19,7 @@ usage: mgdet COMMAND ...
   recipes                                   what can be trained, and what is published about it
   check RECIPE                              a look at a run before it is started: weights, teacher, one step, time
   train RECIPE [--section.field value ...]  train a student, with its teacher or alone (or --config FILE)
-  test RECIPE CHECKPOINT                    COCO mAP of a checkpoint
+  test [RECIPE] CHECKPOINT                  COCO mAP of a checkpoint
   transfer IN OUT                           checkpoints to and from MMDetection, or to safetensors
   predict CHECKPOINT IMAGE_OR_FOLDER ...    annotated pictures and one JSON
   data DIR                                  what a data set holds, and whether it can be trained on

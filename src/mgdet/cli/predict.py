@@ -21,7 +21,7 @@ class PredictArguments:
     images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE_OR_FOLDER...")]
     """Image files, or folders, which are searched recursively."""
     recipe: str = ""
-    """The checkpoint's recipe; only needed for checkpoints that do not come from mgdet."""
+    """The checkpoint's recipe; empty: recognise what the checkpoint holds."""
     out: str = "predictions"
     """Folder for the annotated pictures and detections.json."""
     score: float = 0.3

@@ -1,4 +1,4 @@
-"""`mgdet test RECIPE CHECKPOINT`"""
+"""`mgdet test [RECIPE] CHECKPOINT`"""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ import tyro
 
 from mgdet.cli.parsing import Devices, count_devices, parse, recipe_or_file, say
 from mgdet.config import DataConfig, ModelConfig
+from mgdet.recipes import RECIPES, load_recipe
+
+NO_RECIPE = "alone"
+"""Whose student and data make room for what a checkpoint says of itself."""
 
 
 @dataclass(kw_only=True)
 class TestArguments:
-    """Measure a checkpoint on the evaluation images of a recipe: COCO's twelve numbers and a table of each class."""
+    """Measure a checkpoint on the evaluation images of a recipe: COCO's twelve numbers and a table of each class.
+
+    Without a recipe the checkpoint says itself which detector it holds, and the data are those of --data.root.
+    """
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
     """A checkpoint file, its URL, or a run's folder."""
@@ -38,13 +45,20 @@ class TestArguments:
 
 
 def run(arguments: list[str]) -> int:
-    """`mgdet test RECIPE CHECKPOINT ...`"""
-    start = recipe_or_file(arguments, "test")
-    config = start.config
+    """`mgdet test [RECIPE] CHECKPOINT ...`"""
+    if arguments and _is_checkpoint(arguments[0]):
+        from mgdet.models.recognise import recognise
+
+        name, rest, recognised = "CHECKPOINT", arguments, recognise(arguments[0])
+        config = replace(load_recipe(NO_RECIPE), student=recognised.model, data=recognised.data())
+        lines = recognised.lines
+    else:
+        start = recipe_or_file(arguments, "test")
+        config, lines, name, rest = start.config, (), start.words, start.rest
     default = TestArguments(
         checkpoint=tyro.MISSING, student=config.student, data=config.data, eval=config.train.metrics
     )
-    parsed = parse(TestArguments, start.rest, f"test {start.words}", default)
+    parsed = parse(TestArguments, rest, f"test {name}", default)
     config = replace(config, student=parsed.student, data=parsed.data)
 
     from mgdet.distributed import join, launch, under_torchrun
@@ -54,6 +68,8 @@ def run(arguments: list[str]) -> int:
     if devices > 1 and not under_torchrun():
         return launch(devices, ["test", *arguments])
     with join() as world:
+        for line in lines if world.main else ():
+            say(line)
         test_checkpoint(
             config,
             parsed.checkpoint,
@@ -65,3 +81,9 @@ def run(arguments: list[str]) -> int:
             amp=parsed.amp,
         )
     return 0
+
+
+def _is_checkpoint(first: str) -> bool:
+    """Is the first word a file, a run's folder or a URL, and no recipe?"""
+    is_named = "://" in first or first.endswith((".pth", ".pt", ".safetensors"))
+    return first not in RECIPES and (is_named or Path(first).exists())

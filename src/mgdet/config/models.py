@@ -21,6 +21,14 @@ class ModelConfig(Section):
     """Any timm backbone with four feature stages, e.g. resnet50 or resnext101_64x4d; only for our detectors."""
     deformable: bool = False
     """Deformable 3x3 convolutions (version 1) in stages c3 to c5 of a ResNet with bottlenecks."""
+    style: Literal["pytorch", "caffe"] = "pytorch"
+    """Where a ResNet's bottlenecks have their stride: pytorch, in the 3x3 convolution; caffe, in the first 1x1."""
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """What is subtracted from each channel, of values in 0 to 255, in the order that the backbone takes; ImageNet's."""
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """What each channel is divided by then. Caffe's backbones take 103.53 116.28 123.675 and 1 1 1, in BGR."""
+    bgr: bool = False
+    """The backbone takes channels in the order blue, green, red."""
     channels: int = 256
     """Width of the neck and of the heads."""
     frozen_stages: int = 1
@@ -43,6 +51,7 @@ class ModelConfig(Section):
             self.channels > 0 and self.channels % 32 == 0,
             f"channels is {self.channels}; give a multiple of 32",
         )
+        require(min(self.std) > 0, f"std is {' '.join(f'{value:g}' for value in self.std)}; give positive numbers")
         require(0 <= self.frozen_stages <= 4, f"frozen_stages is {self.frozen_stages}; give 0 to 4")
         require(self.rois_per_image >= 1, f"rois_per_image is {self.rois_per_image}; give 1 or more")
         require(

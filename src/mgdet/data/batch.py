@@ -104,12 +104,14 @@ class Batch:
             pixels: the normalisation that the detector expects.
 
         Returns:
-            (B, 3, H, W) float32, RGB, channels last in memory, normalised; zero in the padding.
+            (B, 3, H, W) float32, in the detector's order of channels, channels last in memory, normalised; zero in
+            the padding.
         """
         batch, height, width, channels = self.pixels.shape
         # Whole rows at a time, each with as many copies of the constants as it has pixels: three numbers a pixel alone
         # are too short for vector instructions.
-        rows = _float_copy(self.pixels.flatten(2))
+        ordered = self.pixels.flip(-1) if pixels.bgr else self.pixels
+        rows = _float_copy(ordered.flatten(2))
         rows -= _repeated(pixels.mean, width, rows.device)
         rows /= _repeated(pixels.std, width, rows.device)
         images = rows.view(batch, height, width, channels).permute(0, 3, 1, 2)

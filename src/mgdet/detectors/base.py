@@ -81,7 +81,7 @@ class Detector(Face):
         """Runs backbone and neck.
 
         Args:
-            images: (B, 3, H, W) float, normalised RGB; H and W multiples of 32.
+            images: (B, 3, H, W) float, normalised with `pixels`; H and W multiples of 32.
         """
         pyramid: Pyramid = self.neck(self.backbone(images))
         return pyramid

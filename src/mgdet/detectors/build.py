@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from mgdet.detectors.base import Detector
 from mgdet.detectors.cascade_mask_rcnn import CascadeMaskRCNN
 from mgdet.detectors.faster_rcnn import FasterRCNN
@@ -11,6 +13,7 @@ from mgdet.detectors.retinanet import RetinaNet
 from mgdet.detectors.solo import SOLO
 from mgdet.errors import UserError, nearest
 from mgdet.layers.backbone import build_backbone
+from mgdet.structures import IMAGENET, Pixels
 
 DETECTORS: dict[str, type[Detector]] = {
     "cascade_mask_rcnn": CascadeMaskRCNN,
@@ -39,6 +42,8 @@ def build_detector(
     backbone: str,
     num_classes: int,
     deformable: bool = False,
+    style: Literal["pytorch", "caffe"] = "pytorch",
+    pixels: Pixels = IMAGENET,
     channels: int = 256,
     frozen_stages: int = 1,
     norm_eval: bool = True,
@@ -50,6 +55,8 @@ def build_detector(
         backbone: name of a timm backbone with four feature stages, e.g. `resnet50` or `resnext101_64x4d`.
         num_classes: classes without background.
         deformable: deformable 3x3 convolutions (version 1) in stages c3 to c5 of a ResNet with bottlenecks.
+        style: where a ResNet's bottlenecks have their stride, see `build_backbone`.
+        pixels: the normalisation that the backbone's weights expect.
         channels: width of neck and heads.
         frozen_stages: backbone stages, counted with the stem, that do not train.
         norm_eval: keep the backbone's batch norm statistics fixed, also in training.
@@ -58,5 +65,7 @@ def build_detector(
         UserError: no such detector or backbone; the message names the nearest.
     """
     kind = detector_class(name)
-    stages = build_backbone(backbone, frozen_stages=frozen_stages, deformable=deformable)
-    return kind(stages, num_classes=num_classes, channels=channels, norm_eval=norm_eval)
+    stages = build_backbone(backbone, frozen_stages=frozen_stages, deformable=deformable, style=style)
+    detector = kind(stages, num_classes=num_classes, channels=channels, norm_eval=norm_eval)
+    detector.pixels = pixels
+    return detector

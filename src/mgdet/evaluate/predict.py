@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 
-from mgdet.config import Config
+from mgdet.config import Config, DataConfig, ModelConfig
 from mgdet.data.batch import collate
 from mgdet.data.coco_names import COCO_CLASSES
 from mgdet.data.pictures import depth_notes
@@ -30,7 +30,7 @@ from mgdet.evaluate.sources import Picture, find_pictures, listed
 from mgdet.files import atomic_write
 from mgdet.interop.weights import Checkpoint, count_classes, read_checkpoint
 from mgdet.layers.inference import inference_form
-from mgdet.models import detector_from, load_detector
+from mgdet.models import check_agrees, detector_from, load_detector, recognise_checkpoint
 from mgdet.precision import set_float32
 from mgdet.structures import Detections
 
@@ -56,7 +56,7 @@ def predict(
     Args:
         source: a checkpoint file, its URL, or a run's folder.
         images: image files, or folders of them.
-        recipe: the checkpoint's recipe; None for a checkpoint of mgdet, which holds its config.
+        recipe: the checkpoint's recipe; None to recognise it.
         out: a folder without a `detections.json`.
         score: objects with at least this score are written, in [0, 1].
         batch: images per forward pass.
@@ -83,10 +83,16 @@ def predict(
     for picture in pictures:
         check_readable(picture.file)  # what is found now is found before the first picture is written
     checkpoint = read_checkpoint(source, ema=ema)
-    config = _config(checkpoint, recipe)
-    classes = _classes(config, checkpoint)
-    detector, line = load_detector(config.student, checkpoint, classes)
-    notes = [line, *depth_notes([picture.file for picture in pictures])]
+    if recipe is None:
+        recognised = recognise_checkpoint(checkpoint)
+        model, data, known = recognised.model, recognised.data(), recognised.classes
+        lines = recognised.lines if checkpoint.config is None else ()  # our own say nothing new
+    else:
+        check_agrees(recipe.student, checkpoint, role="the recipe", advice="leave --recipe out")
+        model, data, known, lines = recipe.student, recipe.data, None, ()
+    classes = known or _classes(model, checkpoint)
+    detector, line = load_detector(model, checkpoint, classes)
+    notes = [*lines, line, *depth_notes([picture.file for picture in pictures])]
     if skipped:
         files = "other files were" if skipped.total() > 1 else "other file was"
         notes.append(f"{skipped.total():,} {files} left out: {listed(skipped)}")
@@ -97,7 +103,7 @@ def predict(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     set_float32(device, exact=True)
     detector = inference_form(detector.to(device))
-    report = _predict_all(detector, pictures, config, classes, out=out, score=score, batch=batch)
+    report = _predict_all(detector, pictures, data, classes, out=out, score=score, batch=batch)
     total = sum(len(entry["objects"]) for entry in report)
     objects, images_ = "object" if total == 1 else "objects", "image" if len(report) == 1 else "images"
     say(f"{total:,} {objects} in {len(report):,} {images_}; pictures and {JSON_FILE} are in {out}")
@@ -107,7 +113,7 @@ def predict(
 def _predict_all(
     detector: Face,
     pictures: Sequence[Picture],
-    config: Config,
+    data: DataConfig,
     classes: Sequence[str],
     *,
     out: Path,
@@ -117,7 +123,7 @@ def _predict_all(
     """Writes every picture and then the report, which it returns; or, where something fails, nothing."""
     report: list[dict[str, Any]] = [{} for _ in pictures]
     device = next(detector.parameters()).device
-    view = View(0, config.data.long_edge, config.data.short_edge[1], False, config.data.square)
+    view = View(0, data.long_edge, data.short_edge[1], False, data.square)
     written: list[Path] = []
     was_there = out.exists()
     _make_folder(out)
@@ -177,19 +183,11 @@ def _make_folder(folder: Path) -> None:
         raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from None
 
 
-def _config(checkpoint: Checkpoint, recipe: Config | None) -> Config:
-    if recipe is not None:
-        return recipe
-    if checkpoint.config is None:
-        raise UserError(f"{checkpoint.path} does not say which detector it holds; name its recipe with --recipe")
-    return Config.from_dict(checkpoint.config)
-
-
-def _classes(config: Config, checkpoint: Checkpoint) -> tuple[str, ...]:
+def _classes(model: ModelConfig, checkpoint: Checkpoint) -> tuple[str, ...]:
     """The class names: the checkpoint's own, or COCO's for 80 classes, or numbers."""
     if checkpoint.classes is not None:
         return checkpoint.classes
-    number = count_classes(detector_from(config.student, len(COCO_CLASSES)), checkpoint) or len(COCO_CLASSES)
+    number = count_classes(detector_from(model, len(COCO_CLASSES)), checkpoint) or len(COCO_CLASSES)
     return COCO_CLASSES if number == len(COCO_CLASSES) else tuple(f"class {i}" for i in range(number))
 
 

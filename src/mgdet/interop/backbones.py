@@ -1,21 +1,29 @@
-"""ImageNet weights for backbones, from timm by name."""
+"""ImageNet weights for backbones, from timm by name, and the name of a backbone by its weights."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import timm
+import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
 
 from mgdet.errors import UserError
 from mgdet.files import reach, reason_of, sha256_of
 from mgdet.interop.weights import Checkpoint
-from mgdet.layers.backbone import build_backbone
+from mgdet.layers.backbone import build_backbone, features_of
 
 FILES = ("model.safetensors", "pytorch_model.bin")
+COUNTER = ".num_batches_tracked"
+SIMILAR = 0.6
+"""Share of the names, digits apart, that two networks of one family have in common."""
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def read_timm(name: str) -> Checkpoint:
@@ -108,3 +116,38 @@ def _not_downloaded(name: str, place: str, reason: str) -> UserError:
         f"the weights timm:{name} cannot be downloaded ({reason.partition(chr(10))[0]}); bring {FILES[0]} of {place} "
         "from a machine with a network and give that file as weights"
     )
+
+
+def timm_names(shapes: Shapes) -> list[str]:
+    """The timm models whose feature stages have exactly these names and shapes.
+
+    It needs no memory for weights, but builds a member of each family, and all of a similar one: twenty seconds.
+
+    Args:
+        shapes: of a backbone's tensors, by name.
+    """
+    wanted = {name: shape for name, shape in shapes.items() if not name.endswith(COUNTER)}
+    pattern = _without_digits(wanted)
+    families = [members for module in timm.list_modules() if (members := timm.list_models(module=module))]
+    for place in (0.5, 0.0, 1.0):  # a family's members may differ: its middle one, and if need be its first and last
+        for members in families:
+            other = _without_digits(shapes_of(members[round(place * (len(members) - 1))]))
+            if len(pattern & other) >= SIMILAR * max(1, len(pattern | other)):
+                found = [name for name in members if shapes_of(name) == wanted]
+                if found:
+                    return found
+    return []
+
+
+def shapes_of(name: str) -> Shapes:
+    """Of a timm model's feature stages, without memory for its weights; empty where it has no such stages."""
+    try:
+        with torch.device("meta"):
+            network = features_of(name)
+    except UserError:
+        return {}
+    return {key: tuple(value.shape) for key, value in network.state_dict().items() if not key.endswith(COUNTER)}
+
+
+def _without_digits(names: Shapes) -> set[str]:
+    return {re.sub(r"\d+", "#", name) for name in names}

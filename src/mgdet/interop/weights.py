@@ -36,7 +36,9 @@ from mgdet.interop.safe_pickle import StandIn, load_untrusted
 
 DESCRIPTION, OWN_STATE = "mgdet_detector", "teacher_sha256"
 """Signs of this package: the key of a foreign detector's description in `meta`, and one of `state.pth`."""
-METADATA = ("CLASSES", "classes", "mgdet", DESCRIPTION)
+TEXTS = ("cfg", "config")
+"""Where MMDetection 3.x and 2.x keep their config as text, in `meta`."""
+METADATA = ("CLASSES", "classes", "mgdet", DESCRIPTION, *TEXTS)
 SWAPPING = frozenset(("mmdet_version", "mmcv_version", "mmengine_version"))
 """Signs of MMDetection and MMEngine, which save the average as the weights, and the weights as the average."""
 REPEATED_BYTES = 2 << 30
@@ -57,6 +59,7 @@ class Checkpoint:
     left_out: what else the file holds, and how many tensors of it (0 where it is not weights).
     description: how to rebuild a detector of another library, where this package wrote the file.
     taken: which of two copies of the weights these are; empty where the file has one.
+    texts: MMDetection's config as text, by its name in `meta`: cfg (3.x) or config (2.x).
     """
 
     path: Path
@@ -69,6 +72,7 @@ class Checkpoint:
     left_out: dict[str, int] = field(default_factory=dict)
     description: dict[str, Any] | None = None
     taken: str = ""
+    texts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -137,6 +141,7 @@ def read_checkpoint(source: str | Path, *, ema: bool = False) -> Checkpoint:
         left_out=dict(left_out) | dict.fromkeys(found.rest, 0),
         taken=taken,
         description=dict(described) if isinstance(described := found.meta.get(DESCRIPTION), Mapping) else None,
+        texts={name: text for name in TEXTS if isinstance(text := found.meta.get(name), str)},
     )
 
 
@@ -348,10 +353,11 @@ def save_checkpoint(
     classes: Sequence[str] | None,
     config: dict[str, Any] | None,
     description: dict[str, Any] | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Writes weights as MMDetection does, or as safetensors; whole or not at all.
 
-    A .pth file holds `{"meta": {"CLASSES", "mgdet"}, "state_dict"}`; a .safetensors file holds both parts of `meta`
+    A .pth file holds `{"meta": {"CLASSES", "mgdet"}, "state_dict"}`; a .safetensors file holds the parts of `meta`
     as JSON in its metadata.
 
     Args:
@@ -360,6 +366,8 @@ def save_checkpoint(
         classes: the class names; None leaves them out.
         config: `Config.to_dict()`; None leaves it out.
         description: `Foreign.description()` of a detector of another library; None leaves it out.
+        texts: `Checkpoint.texts` of the file that the weights come from, without which nobody could tell how they take
+            pixels; None leaves them out.
 
     Raises:
         UserError: another file type, no space left, or the file may not be written.
@@ -378,6 +386,7 @@ def save_checkpoint(
         meta["mgdet"] = config
     if description is not None:
         meta[DESCRIPTION] = description
+    meta |= texts or {}
 
     def write(file: BinaryIO) -> None:
         if path.suffix == ".safetensors":

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from textwrap import shorten
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
+from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from mgdet.errors import UserError
@@ -64,7 +65,14 @@ class Fitted(nn.Module):
         ]
 
 
-def build_backbone(name: str, *, frozen_stages: int, deformable: bool = False, pretrained: bool = False) -> nn.Module:
+def build_backbone(
+    name: str,
+    *,
+    frozen_stages: int,
+    deformable: bool = False,
+    style: Literal["pytorch", "caffe"] = "pytorch",
+    pretrained: bool = False,
+) -> nn.Module:
     """A backbone with four feature stages.
 
     Its forward takes images (B, 3, H, W) and returns four maps (B, C_l, H / stride, W / stride) of strides 4, 8, 16,
@@ -74,25 +82,44 @@ def build_backbone(name: str, *, frozen_stages: int, deformable: bool = False, p
         name: any timm model whose last four stages have strides 4, 8, 16 and 32, and that takes images of any size.
         frozen_stages: how many stages, counted with the stem, get no gradient.
         deformable: deformable 3x3 convolutions in stages 2 to 4 (c3 to c5) of a ResNet with bottlenecks.
+        style: where a ResNet's bottlenecks have their stride: `pytorch`, in the 3x3 convolution, or `caffe`, in the
+            first 1x1, as in the networks that came with the ResNet paper (arXiv 1512.03385).
         pretrained: timm's weights of that name, downloaded once, instead of random ones.
 
     Raises:
-        UserError: timm does not know the name, or the model has no such four stages.
+        UserError: timm does not know the name, the model has no such four stages, or no bottlenecks for what needs
+            them.
     """
     if not timm.is_model(name):
         base = name.split(".", maxsplit=1)[0]
         close = difflib.get_close_matches(base, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
         raise UserError(f"timm has no backbone '{name}'; {hint}")
-    network = _create(name, pretrained)
+    network = features_of(name, pretrained)
     strides = network.feature_info.reduction()
     if strides != STRIDES:
         raise UserError(f"timm's '{name}' has stages of strides {strides}, not {STRIDES}; {ADVICE}")
     backbone = _fit(network, name)
+    if style == "caffe":
+        stride_first(backbone, name)
     if deformable:
         deform_stages(backbone, name)
     freeze_stages(backbone, frozen_stages)
     return backbone
+
+
+def stride_first(backbone: nn.Module, name: str) -> None:
+    """Moves the stride of every bottleneck of a timm ResNet from the 3x3 to the first 1x1 convolution, in place.
+
+    Raises:
+        UserError: the backbone is no ResNet or ResNeXt with bottlenecks.
+    """
+    first: list[Any] = [next(iter(getattr(backbone, stage, [])), None) for stage in ("layer2", "layer3", "layer4")]
+    # Where a blur follows the 3x3 convolution, that has no stride to give.
+    if not all(isinstance(block, Bottleneck) and block.conv2.stride == (2, 2) for block in first):
+        raise UserError(f"style caffe needs a ResNet or ResNeXt with bottlenecks, not '{name}'; try resnet50")
+    for block in first:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
 
 def freeze_stages(backbone: nn.Module, num_stages: int) -> None:
@@ -110,8 +137,12 @@ def freeze_stages(backbone: nn.Module, num_stages: int) -> None:
     backbone.train(training)
 
 
-def _create(name: str, pretrained: bool) -> Any:
-    """Timm's model as an extractor of features; where it fixes the size of its images, without that if it can."""
+def features_of(name: str, pretrained: bool = False) -> Any:
+    """Timm's model as an extractor of features; where it fixes the size of its images, without that if it can.
+
+    Raises:
+        UserError: it has no four feature stages.
+    """
     settings = timm.get_pretrained_cfg(name)
     fixed = settings is not None and settings.fixed_input_size
     attempts: list[dict[str, Any]] = [ANY_SIZE, {}] if fixed else [{}]

@@ -14,8 +14,21 @@ from mgdet.detectors.foreign import library
 from mgdet.detectors.foreign.base import Foreign
 from mgdet.errors import UserError
 from mgdet.interop.weights import Checkpoint, load_checkpoint
+from mgdet.models.agree import check_agrees
+from mgdet.structures import Pixels
 
-OURS_ALONE = ("backbone", "deformable", "channels", "frozen_stages", "norm_eval", "rois_per_image")
+OURS_ALONE = (
+    "backbone",
+    "deformable",
+    "style",
+    "mean",
+    "std",
+    "bgr",
+    "channels",
+    "frozen_stages",
+    "norm_eval",
+    "rois_per_image",
+)
 """Settings of a model that mean nothing to a detector of another library."""
 
 Say = Callable[[str], None]
@@ -34,6 +47,8 @@ def detector_from(config: ModelConfig, num_classes: int) -> Detector:
         backbone=config.backbone,
         num_classes=num_classes,
         deformable=config.deformable,
+        style=config.style,
+        pixels=Pixels(config.mean, config.std, config.bgr),
         channels=config.channels,
         frozen_stages=config.frozen_stages,
         norm_eval=config.norm_eval,
@@ -115,9 +130,10 @@ def load_detector(config: ModelConfig, checkpoint: Checkpoint, classes: Sequence
     """A detector with all the weights of a file, to test or to predict with, and the line that accounts for them.
 
     Raises:
-        UserError: the file does not fit completely, or knows other classes.
+        UserError: the file does not fit completely, was trained with other pixels, or knows other classes.
     """
     check_classes(checkpoint, classes)
+    check_agrees(config, checkpoint, role="student")
     detector: Face
     if config.source:
         if checkpoint.description is None:

@@ -23,6 +23,7 @@ from mgdet.methods.pairing import Pair, pair_levels, pairing_lines
 from mgdet.methods.pkd import PKD
 from mgdet.methods.student import DistilledStudent, LevelMethod
 from mgdet.methods.teacher import Teacher
+from mgdet.models.agree import check_agrees
 from mgdet.models.detectors import Say, check_classes, detector_from, foreign_classes, foreign_from
 from mgdet.models.start import RANDOM, TIMM, freeze_unlearned, freeze_unread, start
 from mgdet.structures import Level
@@ -70,7 +71,7 @@ def build_models(
         freeze_unlearned(student, say, batch=config.train.batch, square=config.data.square)
     if config.teacher is None or not (config.methods or fresh):
         return Models(DistilledStudent(student), None, "")
-    teacher, checkpoint = _teacher(config.teacher, say)
+    teacher, checkpoint = _teacher(config.teacher, say, inherit=config.inherit)
     if config.teacher.canvas not in ((0, 0), teacher.native_size or config.teacher.canvas):
         height, width = teacher.native_size or (0, 0)
         raise UserError(
@@ -129,8 +130,11 @@ def _student(
     return student
 
 
-def _teacher(config: ModelConfig, say: Say) -> tuple[Face, Checkpoint | None]:
-    """The teacher with its own classes, and its file where it is one of ours."""
+def _teacher(config: ModelConfig, say: Say, *, inherit: bool) -> tuple[Face, Checkpoint | None]:
+    """The teacher with its own classes, and its file where it is one of ours.
+
+    Without `inherit` its maps alone count, and not how its head was trained.
+    """
     if config.source:
         if config.weights == RANDOM:
             raise UserError("teacher.weights is 'random'; a teacher needs trained weights, e.g. pretrained or a file")
@@ -143,6 +147,7 @@ def _teacher(config: ModelConfig, say: Say) -> tuple[Face, Checkpoint | None]:
             "--teacher.weights"
         )
     checkpoint = read_checkpoint(config.weights)
+    check_agrees(config, checkpoint, role="teacher", head=inherit)
     teacher = detector_from(config, len(checkpoint.classes or ()) or 80)
     num_classes = count_classes(teacher, checkpoint)
     if num_classes is not None and num_classes != teacher.num_classes:

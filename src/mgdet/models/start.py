@@ -13,6 +13,7 @@ from mgdet.detectors.face import Face
 from mgdet.errors import UserError
 from mgdet.interop.backbones import read_timm
 from mgdet.interop.weights import load_checkpoint, read_checkpoint
+from mgdet.models.agree import check_agrees
 from mgdet.models.detectors import Say
 from mgdet.structures import Target
 
@@ -29,7 +30,13 @@ def start(student: Detector, config: ModelConfig, classes: Sequence[str], say: S
     if weights == RANDOM:
         say("student starts from random weights")
         return
+    if weights.startswith(TIMM) and config.style != "pytorch":
+        raise UserError(
+            f"student.weights is '{weights}', whose strides are as in style pytorch, but student.style is caffe; give "
+            f"--student.style pytorch, or the file of a caffe backbone"
+        )
     checkpoint = read_timm(weights.removeprefix(TIMM)) if weights.startswith(TIMM) else read_checkpoint(weights)
+    check_agrees(config, checkpoint, role="student")
     partial: tuple[str, ...] = ()
     if checkpoint.kind == "backbone":
         parts = {name.partition(".")[0] for name in student.state_dict()}

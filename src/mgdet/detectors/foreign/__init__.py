@@ -41,6 +41,13 @@ class Library(Protocol):
     def has_masks(self, name: str) -> bool:
         """Does the detector learn and find masks?"""
 
+    def known_classes(self, name: str) -> tuple[str, ...] | None:
+        """The classes of the library's own weights; None for a backbone, and where it takes the network to know.
+
+        Raises:
+            UserError: no such model, or a missing extra.
+        """
+
     def rebuild(self, description: dict[str, Any], classes: Sequence[str]) -> Foreign:
         """The architecture that `Foreign.description` described, with random weights and without a network."""
 

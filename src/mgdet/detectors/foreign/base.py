@@ -57,6 +57,10 @@ class Foreign(Face):
         """
 
 
+PLACEHOLDERS = ("N/A", "__background__", "background")
+"""What libraries call the outputs that stand for no class."""
+
+
 def plain_name(name: str) -> str:
     """A class name without case, spaces and punctuation, under the name that COCO has for it."""
     plain = re.sub(r"[\W_]+", "", name.casefold())
@@ -71,7 +75,7 @@ def match_classes(known: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...
     places: dict[str, int] = {}
     for place, name in enumerate(known):
         places.setdefault(plain_name(name), place)
-    for placeholder in ("N/A", "__background__", "background"):
+    for placeholder in PLACEHOLDERS:
         if placeholder not in wanted:
             places.pop(plain_name(placeholder), None)
     found = [places.get(plain_name(name)) for name in wanted]

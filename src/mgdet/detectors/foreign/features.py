@@ -200,18 +200,32 @@ def has_masks(name: str) -> bool:
     return False
 
 
+def known_classes(name: str) -> tuple[str, ...] | None:
+    """None: a backbone knows no classes.
+
+    Raises:
+        UserError: timm does not know the name.
+    """
+    _check_name(name)
+    return None
+
+
 def rebuild(description: dict[str, Any], classes: Sequence[str] | None) -> TimmTeacher:
     """The teacher of a description, with random weights and without a file."""
     name = description["name"]
     return TimmTeacher(_create(name), name)
 
 
-def _create(name: str, file: Path | None = None) -> nn.Module:
-    """timm's model, open to any image size where it has a switch for that, filled from a file."""
+def _check_name(name: str) -> None:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
         raise UserError(f"timm has no backbone '{name}'; {hint}")
+
+
+def _create(name: str, file: Path | None = None) -> nn.Module:
+    """timm's model, open to any image size where it has a switch for that, filled from a file."""
+    _check_name(name)
     weights: dict[str, Any] = {}
     if file is not None:
         weights = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgdet.detectors.foreign.base import Foreign, match_classes
+from mgdet.detectors.foreign.base import PLACEHOLDERS, Foreign, match_classes
 from mgdet.detectors.foreign.hf_detector import PLACEHOLDER, HuggingFace
 from mgdet.detectors.foreign.hf_families import FAMILIES
 from mgdet.detectors.foreign.hf_features import BACKBONES, build_features, rebuild_features
@@ -87,6 +87,20 @@ def build(name: str, *, classes: Sequence[str] | None, weights: str, say: Say) -
 def has_masks(name: str) -> bool:
     """Detectors of the library are taken for their boxes alone."""
     return False
+
+
+def known_classes(name: str) -> tuple[str, ...] | None:
+    """The classes that a folder's settings name; None for a name of the hub, which is not asked.
+
+    Raises:
+        UserError: the folder has no settings that can be read.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return None
+    names = read_folder(folder, name, weights=False).config.get("id2label")
+    known = [names[place] for place in sorted(names, key=int)] if isinstance(names, dict) else []
+    return tuple(str(each) for each in known if each not in PLACEHOLDERS) or None
 
 
 def rebuild(description: Mapping[str, Any], classes: Sequence[str]) -> Foreign:

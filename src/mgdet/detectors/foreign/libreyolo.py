@@ -87,6 +87,17 @@ def has_masks(name: str) -> bool:
     return False
 
 
+def known_classes(name: str) -> tuple[str, ...] | None:
+    """COCO's classes, as the library names them.
+
+    Raises:
+        UserError: the library is missing, or has no such model.
+    """
+    _check_name(name)
+    require()
+    return _coco_names()
+
+
 def rebuild(description: Mapping[str, Any], classes: Sequence[str] | None) -> LibreYolo:
     """The detector of a description, with random weights and without a file.
 

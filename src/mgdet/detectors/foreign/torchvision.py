@@ -24,7 +24,7 @@ from torchvision.models.detection._utils import retrieve_out_channels
 from torchvision.models.detection.ssdlite import SSDLiteHead, _mobilenet_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
-from mgdet.detectors.foreign.base import match_classes
+from mgdet.detectors.foreign.base import PLACEHOLDERS, match_classes
 from mgdet.detectors.foreign.torchvision_detector import NOTE, TorchvisionDetector
 from mgdet.errors import UserError, nearest
 from mgdet.files import HASH_IN_NAME, fetch, sha256_of
@@ -82,8 +82,7 @@ def build(name: str, *, classes: Sequence[str] | None, weights: str, say: Say) -
     Raises:
         UserError: the name, the weights or the file is unknown, cannot be downloaded, or does not fit.
     """
-    if name not in MODELS:
-        raise UserError(f"torchvision has no detector '{name}' that learns boxes{nearest(name, MODELS)}")
+    _check_name(name)
     own = _own_outputs(classes)
     if weights == RANDOM:
         say(f"torchvision:{name} starts from random weights")
@@ -111,6 +110,21 @@ def has_masks(name: str) -> bool:
     return name.startswith("maskrcnn")
 
 
+def known_classes(name: str) -> tuple[str, ...] | None:
+    """COCO's classes, as the weights that torchvision publishes name them.
+
+    Raises:
+        UserError: torchvision has no such detector.
+    """
+    _check_name(name)
+    return tuple(each for each in get_model_weights(name).DEFAULT.meta["categories"] if each not in PLACEHOLDERS)
+
+
+def _check_name(name: str) -> None:
+    if name not in MODELS:
+        raise UserError(f"torchvision has no detector '{name}' that learns boxes{nearest(name, MODELS)}")
+
+
 def rebuild(description: dict[str, Any], classes: Sequence[str] | None) -> TorchvisionDetector:
     """The detector of a description, with random weights and without a file.
 
@@ -122,8 +136,7 @@ def rebuild(description: dict[str, Any], classes: Sequence[str] | None) -> Torch
         UserError: torchvision no longer knows the name.
     """
     name, outputs = description["name"], int(description["outputs"])
-    if name not in MODELS:
-        raise UserError(f"torchvision has no detector '{name}' that learns boxes{nearest(name, MODELS)}")
+    _check_name(name)
     wide_tail = bool(description["wide_tail"])
     model = _random(name, outputs, wide_tail=wide_tail)
     if description["frozen_norms_eps"] is not None:

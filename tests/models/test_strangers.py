@@ -1,0 +1,113 @@
+"""Heads, necks and backbones that this package does not have are named, with what is nearest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import mmdet_files as files
+from mgdet.errors import UserError
+from mgdet.interop.backbones import shapes_of
+from mgdet.models import recognise
+from mgdet.models.strangers import strangers
+
+
+def renamed(state: dict, changes: dict[str, str]) -> dict:
+    result = {}
+    for name, value in state.items():
+        new = name
+        for old, other in changes.items():
+            new = new.replace(old, other)
+        result[new] = value
+    return result
+
+
+STRANGERS = {
+    "FCOS": ({"bbox_head.retina_cls": "bbox_head.conv_cls", "bbox_head.retina_reg": "bbox_head.conv_centerness"}, {},
+             "an FCOS head, which mgdet does not have; the nearest is torchvision:fcos_resnet50_fpn"),
+    "ATSS": ({"retina_": "atss_"}, {}, "an ATSS head, which mgdet does not have; the nearest is a retinanet"),
+    "GFL with PAFPN": ({"retina_": "gfl_"}, {"neck.pafpn_convs.0.conv.weight": (256, 256, 3, 3)},
+                       "a PAFPN and a GFL head, which mgdet does not have; the nearest is a detector with a plain FPN"),
+    "BiFPN": ({}, {"neck.bifpn_layers.0.weight": (3,)}, "a BiFPN"),
+    "Dynamic Head": ({"neck.": "neck.0."}, {"neck.1.dyhead_blocks.0.weight": (3,)}, "a Dynamic Head"),
+    "V1d": ({"backbone.conv1.": "backbone.stem.0."}, {}, "a ResNet with a deep stem"),
+    "group norm": ({"backbone.bn1": "backbone.gn1"}, {}, "a ResNet with group norm"),
+    "Swin": ({"backbone.layer1.0.": "backbone.stages.0.blocks.0.attn.w_msa."}, {}, "MMDetection's Swin Transformer"),
+    "separate norms": ({"cls_convs.0.": "cls_convs.0.0."}, {}, "norms of its own for each level"),
+    "YOLOX": ({"bbox_head.retina_cls": "bbox_head.multi_level_conv_cls"}, {}, "a YOLOX head, .*libreyolo:yolox-s"),
+    "DETR": ({"bbox_head.": "bbox_head.transformer."}, {}, "a head of the DETR family, .* hf:PekingU/rtdetr_v2_r50vd"),
+    "an unknown head": ({"retina_": "novel_"}, {}, "a head with bbox_head.cls_convs.0.conv.weight, .*, which mgdet"),
+    "an unknown neck": ({"neck.": "neck.novel_"}, {}, "a neck with neck.novel_lateral_convs.0.conv.weight"),
+    "no neck": ({"neck.": "extra."}, {}, "no neck"),
+    "something more": ({}, {"bbox_head.scales.0.scale": ()},
+                       r"nearly a retinanet with resnet50: it also has bbox_head\.scales\.0\.scale; the nearest"),
+    "a norm in the head": ({}, {"bbox_head.cls_convs.0.gn.weight": (256,)}, "it also has bbox_head.cls_convs.0.gn"),
+    "four anchors": ({}, {"bbox_head.retina_reg.weight": (16, 256, 3, 3)}, "4 anchors per cell in place of 9"),
+    "extra levels of the neck's own": ({}, {"neck.fpn_convs.3.conv.weight": (256, 256, 3, 3)}, r"\(add_extra_convs\)"),
+    "DCNv2": ({}, {"backbone.layer2.0.conv2.conv_offset.weight": (27, 128, 3, 3)}, "27 offsets .version 2"),
+}  # fmt: skip
+TWO_STAGE = {
+    "Cascade R-CNN": ("cascade_mask_rcnn", {"roi_head.mask_head": None}, {}, "a Cascade R-CNN without masks"),
+    "HTC": ("cascade_mask_rcnn", {}, {"roi_head.mask_head.1.conv_res.conv.weight": (1,)}, "a Hybrid Task Cascade"),
+    "Mask Scoring": ("mask_rcnn", {}, {"roi_head.mask_iou_head.fc.weight": (1,)}, "a Mask Scoring R-CNN"),
+    "PointRend": ("mask_rcnn", {}, {"roi_head.point_head.fc.weight": (1,)}, "a PointRend head"),
+    "1.x": ("faster_rcnn", {"roi_head.bbox_head": "bbox_head"}, {}, "a detector of MMDetection 1.x, .*upgrade_model"),
+    "C4": ("faster_rcnn", {}, {"roi_head.shared_head.layer4.0.conv1.weight": (1,)}, r"\(C4\)"),
+    "4conv1fc": ("faster_rcnn", {"shared_fcs.0": "shared_convs.0"}, {}, "another box head"),
+    "one box for all": ("faster_rcnn", {}, {"roi_head.bbox_head.fc_reg.weight": (4, 1024)}, r"fc_reg.weight of \(4, "),
+    "SOLOv2": ("solo", {"conv_mask_list": "kernel_convs"}, {}, "a SOLOv2 head"),
+    "decoupled SOLO": ("solo", {"conv_mask_list": "conv_mask_list_x"}, {}, "a decoupled SOLO head"),
+    "other grids": ("solo", {}, {"mask_head.conv_mask_list.0.weight": (9, 256, 1, 1)}, "nearly a solo with resnet50"),
+    "no group norm": ("reppoints", {".gn.": None}, {}, "nearly a reppoints with resnet50: it lacks"),
+}
+
+
+class TestStrangers:
+    def changed(self, state: dict, names: dict, more: dict) -> dict:
+        dropped = tuple(name for name, new in names.items() if new is None)
+        kept = {name: value for name, value in state.items() if not any(part in name for part in dropped)}
+        kept = renamed(kept, {old: new for old, new in names.items() if new is not None})
+        return kept | {name: torch.zeros(()).expand(shape) for name, shape in more.items()}
+
+    def matches(self, state: dict, words: str) -> None:
+        message = files.refusal(state)
+        assert message.startswith("a.pth holds ") and "the nearest is " in message
+        with pytest.raises(UserError, match=words):
+            raise UserError(message)
+
+    @pytest.mark.parametrize("name", STRANGERS)
+    def test_one_stage(self, name, states):
+        names, more, words = STRANGERS[name]
+        self.matches(self.changed(states["retinanet"], names, more), words)
+
+    @pytest.mark.parametrize("name", TWO_STAGE)
+    def test_others(self, name, states):
+        detector, names, more, words = TWO_STAGE[name]
+        self.matches(self.changed(states[detector], names, more), words)
+
+    def test_a_resnext_that_timm_does_not_have(self):
+        state = files.weights(files.ours("retinanet", "resnext101_32x4d"))
+        state["backbone.layer1.0.conv2.weight"] = torch.zeros(()).expand(96, 4, 3, 3)
+        assert "a resnext101_24x4d as its backbone" in files.refusal(state)
+
+    def test_files_that_hold_no_detector(self, states, tmp_path):
+        assert "holds no detector under MMDetection's names, only a, b" in files.refusal(
+            {"a": torch.ones(1), "b": torch.ones(1)}
+        )
+        backbone = {n.removeprefix("backbone."): v for n, v in states["retinanet"].items() if n.startswith("backbone.")}
+        path = files.checkpoint(backbone, {}, tmp_path)
+        with pytest.raises(UserError, match="holds a backbone, not a detector"):
+            recognise(str(path))
+        theirs = {"backbone.body.conv1.weight": torch.ones(1), "roi_heads.box_head.fc6.weight": torch.ones(1)}
+        assert "a detector of torchvision's" in files.refusal(theirs)
+
+
+@pytest.mark.slow
+def test_timm_backbones_under_our_names_are_no_strangers():
+    for line in (Path(__file__).parents[1] / "layers/timm_backbones.txt").read_text().splitlines():
+        state, _, name = line.partition(" ")
+        if state == "works":
+            names = [f"backbone.{key}" for key in shapes_of(name.strip())]
+            assert not strangers(names), name
