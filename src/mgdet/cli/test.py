@@ -1,4 +1,4 @@
-"""`mgdet test RECIPE CHECKPOINT`"""
+"""`mgdet test RECIPE CHECKPOINT`, or `mgdet test RECIPE RESULTS.json`"""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from mgdet.recipes import load_recipe
 
 @dataclass(kw_only=True)
 class TestArguments:
-    """Measure a checkpoint on the evaluation images of a recipe: COCO's twelve numbers and a table of each class."""
+    """Measure a checkpoint on the evaluation images of a recipe, or what any tool found in them: COCO's twelve numbers
+    and a table of each class."""
 
-    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint file, its URL, or a run's folder."""
+    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT|RESULTS.json")]
+    """A checkpoint file, its URL, a run's folder, or a .json file of any tool's detections in COCO's results format."""
     student: ModelConfig
     """The recipe's detector."""
     data: DataConfig
