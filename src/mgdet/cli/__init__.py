@@ -18,7 +18,8 @@ usage: mgdet COMMAND ...
 
   recipes                                   what can be trained, and what is published about it
   train RECIPE [--section.field value ...]  train a student, with its teacher or alone
-  test RECIPE CHECKPOINT                    COCO mAP of a checkpoint
+  test RECIPE CHECKPOINT|RESULTS.json       COCO mAP of a checkpoint, or of what any tool found
+  compare RUN|CHECKPOINT|RESULTS.json ...   a page with numbers, intervals and pictures: what is better, and is it sure
   transfer IN OUT                           checkpoints to and from MMDetection, or to safetensors
   predict CHECKPOINT IMAGE_OR_FOLDER ...    annotated pictures and one JSON
   data DIR                                  what a data set holds, and whether it can be trained on
@@ -31,6 +32,7 @@ ADVICE = {
     "train": "lower --train.batch and raise --train.accumulate as much, add --train.amp bf16, lower --data.short-edge "
     "and --data.long-edge, or lower --data.workers",
     "test": "lower --data.short-edge and --data.long-edge, or --data.workers",
+    "compare": "lower --data.workers",
     "predict": "lower --batch",
 }
 """What to do when memory is short."""
@@ -102,5 +104,5 @@ def _run(command: str, arguments: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    name: partial(_run, name) for name in ("recipes", "train", "test", "transfer", "predict", "data", "demo")
+    name: partial(_run, name) for name in ("recipes", "train", "test", "compare", "transfer", "predict", "data", "demo")
 }

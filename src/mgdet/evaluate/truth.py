@@ -19,11 +19,13 @@ class Truth:
 
     Images count from 1 by ascending id of the file: at equal scores COCO's protocol goes by their order. Categories
     count from 1 by label, annotations from 1 by row.
+
+    order: the records' images by their number here, from 1 on.
     """
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        order = sorted(range(len(records)), key=lambda i: id_order(records.image_ids[i]))
+        self.order = order = sorted(range(len(records)), key=lambda i: id_order(records.image_ids[i]))
         self._image_numbers = np.empty(len(records), dtype=np.int64)
         self._image_numbers[order] = np.arange(1, len(records) + 1)
         self._images = dict(zip(records.image_ids, self._image_numbers.tolist()))

@@ -15,6 +15,7 @@ import hotcoco
 import numpy as np
 
 from mgdet.data.records import Records
+from mgdet.errors import UserError
 from mgdet.evaluate.coco import CocoScores, evaluator
 from mgdet.evaluate.truth import Truth, class_rows
 from mgdet.report.numbers import STATS, Interval
@@ -38,6 +39,15 @@ class Bootstrap:
 
     resamples: int = 1000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.resamples < 100:
+            raise UserError(f"the bootstrap has {self.resamples} resamples; give 100 or more")
+        if self.seed < 0:
+            raise UserError(f"the bootstrap's seed is {self.seed}; give 0 or more")
+
+
+BOOTSTRAP = Bootstrap()
 
 
 class Side(NamedTuple):

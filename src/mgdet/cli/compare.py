@@ -1,0 +1,61 @@
+"""`mgdet compare RUN|CHECKPOINT|RESULTS.json ...`"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mgdet.cli.parsing import parse, say
+from mgdet.config import DataConfig
+from mgdet.recipes import load_recipe
+
+
+@dataclass(kw_only=True)
+class CompareArguments:
+    """Measure runs, checkpoints and files of detections on the same images, and write a page that compares them."""
+
+    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN|CHECKPOINT|RESULTS.json...")]
+    """Runs' folders, checkpoint files or their URLs, and .json files of detections in COCO's results format. The first
+    is what the others are compared with; runs that differ only in their seed count as one. NAME=... names one."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images to measure on, by default those of the first run. Sizes come from each source's own config."""
+    teacher: str = ""
+    """What taught them, in the same forms; empty: what the first distilled run names, if it is here."""
+    recipe: str = ""
+    """The recipe of checkpoints that do not come from mgdet."""
+    eval: tuple[str, ...] = ()
+    """What to measure: bbox, segm or both; empty: what the first run measured in training, else bbox."""
+    resamples: int = 1000
+    """How often the images are drawn anew for the confidence intervals."""
+    seed: int = 0
+    """Seed of these draws."""
+    out: str = "comparison"
+    """Folder for report.html and report.json."""
+
+
+def run(arguments: list[str]) -> int:
+    """`mgdet compare RUN|CHECKPOINT|RESULTS.json ...`"""
+    from mgdet.report.sources import data_of
+
+    given = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
+    default = CompareArguments(sources=tyro.MISSING, data=data_of(given) or DataConfig())
+    parsed = parse(CompareArguments, arguments, "compare", default)
+
+    from mgdet.report.compare import compare
+    from mgdet.report.intervals import Bootstrap
+
+    compare(
+        parsed.sources,
+        data=parsed.data,
+        teacher=parsed.teacher or None,
+        out=Path(parsed.out),
+        recipe=load_recipe(parsed.recipe) if parsed.recipe else None,
+        metrics=parsed.eval,
+        bootstrap=Bootstrap(parsed.resamples, parsed.seed),
+        say=say,
+    )
+    return 0
