@@ -65,12 +65,14 @@ class Maps:
     images: for each drawn image its file, itself, and its levels.
     regenerated: by stride, the share of the variance of the teacher's map that the generator gives back, over all cells
         and over the masked ones. Empty without generators.
+    measured: the images that this is of.
     notes: what there is not, and why.
     """
 
     name: str
     images: list[tuple[str, np.ndarray, list[Level]]] = field(default_factory=list)
     regenerated: dict[float, tuple[float, float]] = field(default_factory=dict)
+    measured: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -126,7 +128,9 @@ def draw_maps(
     models.student.to(device).eval()
     models.teacher.to(device)
     sums: dict[float, np.ndarray] = {}
-    for number, index in enumerate(_choose(dataset)):
+    chosen = _choose(dataset)
+    maps.measured = len(chosen)
+    for number, index in enumerate(chosen):
         batch = collate([dataset[view_of(source.sizes, index)]]).to(device)
         levels: list[Level] = []
         for each in _see(models, config, batch, seed=number, generate=trained):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -195,6 +197,8 @@ class Comparison:
         """The difference of a kind to the baseline, as in "MGD +2.1 AP over alone, 95 % interval [0.4, 3.9], ..."."""
         metric = self.metrics[0]
         name, images = METRIC_NAMES[metric], f"n = {count(self.data.images, 'image')}"
+        if len(kind.runs) > 1 or len(self.baseline.runs) > 1:
+            images += f", {len(kind.runs)} and {count(len(self.baseline.runs), 'run')}"
         found = kind.differences[metric]["AP"]
         if found is None:
             change = signed(kind.mean(metric, "AP") - self.baseline.mean(metric, "AP"))
@@ -230,6 +234,17 @@ def bounds(interval: Interval) -> str:
     """An interval in percent, as in [0.4, 3.9]."""
     low, high = (f"{100 * end:.1f}".replace("-0.0", "0.0").replace("-", MINUS) for end in (interval.low, interval.high))
     return f"[{low}, {high}]"
+
+
+def share(value: float) -> str:
+    """A share of 1 in whole percent: 142 %, −55 %."""
+    return f"{100 * value:.0f} %".replace("-0 ", "0 ").replace("-", MINUS)
+
+
+def alike(value: float, column: Sequence[float]) -> str:
+    """A positive number with the decimals that suit its column: three digits of the smallest, two decimals at most."""
+    smallest = min((number for number in column if number > 0), default=1.0)
+    return f"{value:,.{min(2, max(0, 2 - math.floor(math.log10(smallest))))}f}"
 
 
 def count(number: int, noun: str) -> str:

@@ -31,7 +31,7 @@ from mgdet.report.numbers import (
     percent,
     signed,
 )
-from mgdet.report.terminal import with_deviation
+from mgdet.report.terminal import mean_and_deviation
 
 JPEG_QUALITY = 88
 COLOURS = 5
@@ -81,6 +81,7 @@ class Scale:
         self.low, self.high = min([0.0, *ends]), max([0.0, *ends])
         room = 0.04 * (self.high - self.low) or 0.01
         self.low, self.high = self.low - room, self.high + room
+        self.zero = self._at(0)
 
     def place(self, found: Interval) -> Track:
         """The marks of one interval."""
@@ -102,7 +103,9 @@ def render(page: Page) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {
+        "alike": alike,
         "percent": percent,
+        "share": share,
         "signed": signed,
         "bounds": bounds,
         "jpeg": lambda image: _data(image, ".jpg"),
@@ -121,7 +124,9 @@ def render(page: Page) -> str:
         stats=STATS,
         errors=TIDE,
         count=count,
-        with_deviation=with_deviation,
+        gflops=[kind.size.gflops for kind in comparison.kinds if kind.size],
+        times=[kind.speed.median for kind in comparison.kinds if kind.speed],
+        mean_and_deviation=mean_and_deviation,
         version=mgdet.__version__,
         css=Markup(environment.loader.get_source(environment, "report.css")[0]),  # type: ignore[union-attr]
     )
@@ -148,11 +153,14 @@ def _metric(comparison: Comparison, metric: str) -> dict[str, Any]:
         for found in [kind.differences[metric][stat]]
     ]
     most = max((kind.errors[metric][name] for kind in comparison.kinds for name in TIDE), default=0) or 1
-    classes = _classes(comparison, metric)
+    class_scale = Scale([found for kind in others for found in kind.class_differences[metric].values()])
+    classes = _classes(comparison, metric, class_scale)
     return {
         "key": metric,
         "name": METRIC_NAMES[metric],
         "rows": rows,
+        "zero": scale.zero,
+        "class_zero": class_scale.zero,
         "classes": classes[:MOST_CLASSES],
         "more_classes": classes[MOST_CLASSES:],
         "runs": _runs(comparison, metric),
@@ -160,10 +168,9 @@ def _metric(comparison: Comparison, metric: str) -> dict[str, Any]:
     }
 
 
-def _classes(comparison: Comparison, metric: str) -> list[dict[str, Any]]:
+def _classes(comparison: Comparison, metric: str, scale: Scale) -> list[dict[str, Any]]:
     """Rows of the classes, those first in which the last kind gains most, or, without one, in the order of labels."""
     others = comparison.compared
-    scale = Scale([found for kind in others for found in kind.class_differences[metric].values()])
     rows: list[dict[str, Any]] = []
     for name in comparison.data.classes:
         found = [kind.class_differences[metric][name] for kind in others]

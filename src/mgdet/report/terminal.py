@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mgdet.report.bench import TIDE
-from mgdet.report.numbers import METRIC_NAMES, STATS, Comparison, Kind, bounds, percent, signed
+from mgdet.report.numbers import METRIC_NAMES, STATS, Comparison, Kind, alike, bounds, count, percent, share, signed
 
 WIDTH = 100
 MOST_CLASSES = 20
@@ -34,25 +34,27 @@ def tables(comparison: Comparison) -> str:
     return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
 
 
-def with_deviation(kind: Kind, metric: str, stat: str) -> str:
-    """A mean, with the standard deviation over the runs where there are several."""
+def mean_and_deviation(kind: Kind, metric: str, stat: str) -> list[str]:
+    """The mean of a number over the runs and, where there are several, its standard deviation."""
     deviation = kind.deviation(metric, stat)
     mean = percent(kind.mean(metric, stat))
-    return mean if deviation is None or mean == "-" else f"{mean} ± {100 * deviation:.1f}"
+    return [mean] if deviation is None or mean == "-" else [mean, f"± {100 * deviation:.1f}"]
 
 
 def _scores(comparison: Comparison, metric: str) -> Table:
     table = _table(f"{METRIC_NAMES[metric]} in percent", "", *STATS, "gap closed", "params", "GFLOPs", "ms")
+    gflops = [kind.size.gflops for kind in comparison.kinds if kind.size is not None]
+    times = [kind.speed.median for kind in comparison.kinds if kind.speed is not None]
     for kind in comparison.kinds:
         closed = kind.gap_closed.get(metric)
-        name = kind.name if len(kind.runs) == 1 else f"{kind.name} ({len(kind.runs)} runs)"
+        name = kind.name if len(kind.runs) == 1 else f"{kind.name}\n{count(len(kind.runs), 'run')}"
         table.add_row(
             escape(name),
-            *(with_deviation(kind, metric, stat) for stat in STATS),
-            "" if closed is None else f"{closed:.0%}",
+            *("\n".join(mean_and_deviation(kind, metric, stat)) for stat in STATS),
+            "" if closed is None else share(closed),
             "" if kind.size is None else f"{kind.size.parameters / 1e6:.2f} M",
-            "" if kind.size is None else f"{kind.size.gflops:.3g}",
-            "" if kind.speed is None else f"{kind.speed.median:.3g}",
+            "" if kind.size is None else alike(kind.size.gflops, gflops),
+            "" if kind.speed is None else alike(kind.speed.median, times),
         )
     return table
 
