@@ -11,7 +11,11 @@ import tyro
 
 from mgdet.cli.parsing import parse, say
 from mgdet.config import DataConfig
+from mgdet.errors import UserError
 from mgdet.recipes import load_recipe
+
+SIZES = ("long_edge", "short_edge", "short_edge_step", "square", "flip")
+"""Settings of the data that belong to a detector."""
 
 
 @dataclass(kw_only=True)
@@ -39,11 +43,12 @@ class CompareArguments:
 
 def run(arguments: list[str]) -> int:
     """`mgdet compare RUN|CHECKPOINT|RESULTS.json ...`"""
-    from mgdet.report.sources import data_of
-
-    given = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
-    default = CompareArguments(sources=tyro.MISSING, data=data_of(given) or DataConfig())
+    default = CompareArguments(sources=tyro.MISSING, data=_data_of_runs(arguments) or DataConfig())
     parsed = parse(CompareArguments, arguments, "compare", default)
+    for name in SIZES:
+        if getattr(parsed.data, name) != getattr(default.data, name):
+            option = f"--data.{name.replace('_', '-')}"
+            raise UserError(f"{option} does not apply here: each source looks at images of its own config's sizes")
 
     from mgdet.report.compare import compare
     from mgdet.report.intervals import Bootstrap
@@ -59,3 +64,14 @@ def run(arguments: list[str]) -> int:
         say=say,
     )
     return 0
+
+
+def _data_of_runs(arguments: list[str]) -> DataConfig | None:
+    """The data of the first run that is given before any option."""
+    given = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
+    if not given:
+        return None
+
+    from mgdet.report.sources import data_of
+
+    return data_of(given)

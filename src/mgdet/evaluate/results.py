@@ -89,7 +89,7 @@ def _load(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON: {error:.100}" if str(error) else f"{path} is no JSON") from None
+        raise UserError(f"{path} is no JSON: {error!s:.100}") from None
     if isinstance(content, dict) and "annotations" in content:
         raise UserError(f"{path} holds annotations, not detections; COCO's results are {FORM}")
     if not isinstance(content, list):

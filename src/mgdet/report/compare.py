@@ -225,16 +225,16 @@ def _measured(dataset: DetectionDataset) -> Measured:
 
 
 def _look(rows: Sequence[Row], bench: Bench) -> list[differing.Difference]:
-    """Pictures of the images in which the first kind and the last one that is compared differ most."""
+    """Pictures of the images in which the first two kinds differ most."""
     shown = [row for row in rows if row.kind.role != "teacher"]
     if len(shown) < 2:
         return []
     metric, dataset = bench.metrics[0], bench.dataset
     seen = {row.kind.name: differing.look(row.first.matched[metric]) for row in rows}
-    first, last = shown[0].kind.name, shown[-1].kind.name
+    first, second = shown[0].kind.name, shown[1].kind.name
     labels = {category: label for label, category in enumerate(dataset.category_ids)}
     found: list[differing.Difference] = []
-    for better, numbers in zip((last, first), differing.choose_images(seen[first], seen[last])):
+    for better, numbers in zip((second, first), differing.choose_images(seen[first], seen[second])):
         for number in numbers:
             index = bench.truth.order[number - 1]
             image = dataset.images[index].id

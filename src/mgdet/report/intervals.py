@@ -43,8 +43,13 @@ class Bootstrap:
     def __post_init__(self) -> None:
         if self.resamples < 100:
             raise UserError(f"the bootstrap has {self.resamples} resamples; give 100 or more")
-        if self.seed < 0:
-            raise UserError(f"the bootstrap's seed is {self.seed}; give 0 or more")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"the bootstrap's seed is {self.seed}; give 0 or more, below 2,147,483,648")
+
+    @property
+    def first(self) -> int:
+        """hotcoco's seed: it draws from this one and those that follow, so that two seeds must not lie close."""
+        return self.seed * self.resamples
 
 
 BOOTSTRAP = Bootstrap()
@@ -85,7 +90,7 @@ def differences(
     truth = Truth(records).coco(masks=metric == "segm", copies=copies)
     number = len(records.classes)
     before, after = (evaluator(truth, _side_by_side(side, copies, number), metric) for side in (baseline, other))
-    drawn = hotcoco.compare(before, after, how.resamples, how.seed, CONFIDENCE)
+    drawn = hotcoco.compare(before, after, how.resamples, how.first, CONFIDENCE)
     enough = images_with(records)
     stats: dict[str, Interval | None] = {}
     for name in STATS:
@@ -99,7 +104,7 @@ def differences(
                 matched.params.cat_ids = [label + 1 + copy * number for copy in range(copies)]
                 matched.evaluate()
                 matched.accumulate()
-            drawn = hotcoco.compare(before, after, how.resamples, how.seed, CONFIDENCE)
+            drawn = hotcoco.compare(before, after, how.resamples, how.first, CONFIDENCE)
             own = [[scores.per_class[name]["AP"] for scores in side.scores] for side in (baseline, other)]
             classes[name] = _interval(drawn, "AP", own)
         tick()

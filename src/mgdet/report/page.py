@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import cv2
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import mgdet
 from mgdet.report.bench import TIDE
@@ -26,9 +27,11 @@ from mgdet.report.numbers import (
     History,
     Interval,
     Kind,
+    alike,
     bounds,
     count,
     percent,
+    share,
     signed,
 )
 from mgdet.report.terminal import mean_and_deviation
@@ -85,9 +88,8 @@ class Scale:
 
     def place(self, found: Interval) -> Track:
         """The marks of one interval."""
-        return Track(
-            self._at(0), self._at(found.low), self._at(found.high) - self._at(found.low), self._at(found.value)
-        )
+        low, high = self._at(found.low), self._at(found.high)
+        return Track(self.zero, low, round(high - low, 2), self._at(found.value))
 
     def _at(self, value: float) -> float:
         return round(100 * (value - self.low) / (self.high - self.low), 2)
@@ -104,6 +106,7 @@ def render(page: Page) -> str:
     )
     environment.filters |= {
         "alike": alike,
+        "options": _options,
         "percent": percent,
         "share": share,
         "signed": signed,
@@ -169,7 +172,7 @@ def _metric(comparison: Comparison, metric: str) -> dict[str, Any]:
 
 
 def _classes(comparison: Comparison, metric: str, scale: Scale) -> list[dict[str, Any]]:
-    """Rows of the classes, those first in which the last kind gains most, or, without one, in the order of labels."""
+    """Rows of the classes, best gain of the first compared kind first; without one, by label."""
     others = comparison.compared
     rows: list[dict[str, Any]] = []
     for name in comparison.data.classes:
@@ -181,7 +184,7 @@ def _classes(comparison: Comparison, metric: str, scale: Scale) -> list[dict[str
                 "differences": [
                     (kind, own, scale.place(own) if own is not None else None) for kind, own in zip(others, found)
                 ],
-                "gain": found[-1].value if found and found[-1] is not None else None,
+                "gain": found[0].value if found and found[0] is not None else None,
             }
         )
     if others:
@@ -236,6 +239,11 @@ def _scores(history: History, metric: str) -> Points:
 
 def _losses(history: History, method: str) -> Points:
     return history.methods.get(method, [])
+
+
+def _options(note: str) -> Markup:
+    """A sentence in which options of the command line are set as code, and never broken at their hyphens."""
+    return Markup(re.sub(r"(--[a-z][\w.-]*\w)", r"<code>\1</code>", str(escape(note))))
 
 
 def _data(image: np.ndarray, kind: str) -> str:
