@@ -50,7 +50,9 @@ def test_what_is_written_comes_back_with_the_ids_of_the_data_set(records, write)
 
 
 def test_numbers_written_as_text_mean_their_numbers(records, write):
-    path = write([entry(image_id="139", category_id="17", score="0.5", bbox=[str(v) for v in BOX]), entry(image_id=139.0)])
+    path = write(
+        [entry(image_id="139", category_id="17", score="0.5", bbox=[str(v) for v in BOX]), entry(image_id=139.0)]
+    )
     assert read_results(path, records) == [entry(), entry()]
 
 
@@ -102,7 +104,10 @@ def test_masks_are_read_only_where_they_are_measured(records, write):
         ([entry(image_id=None)], "result number 1 has no image_id"),
         ([entry(image_id=[1])], r"result number 1 has the image_id \[1\]"),
         ([entry(category_id=True)], "result number 1 has the category_id True"),
-        ([entry(), entry(image_id=5), entry(image_id=6)], r"in 2 images that 'val.json' does not have, of 3 in all \(ids 5, 6;"),
+        (
+            [entry(), entry(image_id=5), entry(image_id=6)],
+            r"in 2 images that 'val.json' does not have, of 3 in all \(ids 5, 6;",
+        ),
         ([entry(category_id=3)], "category ids that 'val.json' does not declare: 3; declared are 17, 18$"),
         ([entry(category_id=0), entry(category_id=1)], "they look like labels, counted from 0"),
     ],

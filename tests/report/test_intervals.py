@@ -121,7 +121,9 @@ def test_several_runs_give_the_difference_of_their_means_and_a_wider_interval(re
     means = [np.mean([own.stats["AP"] for own in one.scores]) for one in (after, before)]
     assert found["AP"].value == pytest.approx(means[0] - means[1], abs=1e-12)
     assert found["AP"].seeds
-    spread = np.sqrt(sum(np.var([own.stats["AP"] for own in one.scores], ddof=1) / len(one.scores) for one in (before, after)))
+    spread = np.sqrt(
+        sum(np.var([own.stats["AP"] for own in one.scores], ddof=1) / len(one.scores) for one in (before, after))
+    )
     assert (found["AP"].high - found["AP"].low) / 2 > 1.96 * spread
     assert found["AP"].high - found["AP"].value == pytest.approx(found["AP"].value - found["AP"].low)
     for name, interval in classes.items():

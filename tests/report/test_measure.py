@@ -71,3 +71,55 @@ def test_results_keep_the_ids_of_the_file(tiny, changed, tmp_path, monkeypatch):
     assert {result["image_id"] for result in results} == {2**100 + 100 + i for i in range(5)}
     assert {result["category_id"] for result in results} <= {2, 5, 9}
     assert scores["bbox"].stats["AR100"] >= 0
+
+
+def test_detections_of_a_file_score_what_the_checkpoint_scores(tiny, tmp_path, monkeypatch):
+    def find_everything(*arguments):
+        detector, line = load_detector(*arguments)
+        detector.score_threshold = 0.0
+        return detector, line
+
+    monkeypatch.setattr("mgdet.report.measure.load_detector", find_everything)
+    config = tiny.config(distil=False)
+    scores, said = run(config, tiny, tmp_path / "results.json")
+    again = []
+    results = str(tmp_path / "results.json")
+    same = measure(config, results, metrics=["bbox"], out=None, world=ALONE, say=again.append)
+    assert same == scores
+    assert again[0] == f"{results}: {len(json.loads((tmp_path / 'results.json').read_text()))} detections"
+    assert said.splitlines()[-3] in "\n".join(again)  # the same tables
+
+
+def test_detections_need_no_image_files_and_no_detector(tiny, changed, tmp_path):
+    """A Faster R-CNN finds no masks, but somebody else's detections have some."""
+    config = changed(lambda data: None)
+    shutil.rmtree(tmp_path / "data" / "val")
+    truth = json.loads((tmp_path / "data" / "annotations" / "val.json").read_text())
+    (tmp_path / "theirs.json").write_text(json.dumps([own | {"score": 0.5} for own in truth["annotations"]]))
+    scores = measure(
+        config, str(tmp_path / "theirs.json"), metrics=["bbox"], out=None, world=ALONE, say=lambda line: None
+    )
+    assert scores["bbox"].stats["AP"] == 1
+    config = changed_back(config, tiny)
+    masks = measure(
+        config, str(tmp_path / "theirs.json"), metrics=["segm"], out=None, world=ALONE, say=lambda line: None
+    )
+    assert masks["segm"].stats["AP"] > 0.99
+
+
+def changed_back(config, tiny):
+    config.data.root = str(tiny.root)
+    return config
+
+
+def test_detections_are_not_written_again(tiny, tmp_path):
+    (tmp_path / "theirs.json").write_text("[]")
+    with pytest.raises(UserError, match=r"theirs.json already holds some; leave --out out"):
+        measure(
+            tiny.config(distil=False),
+            str(tmp_path / "theirs.json"),
+            metrics=["bbox"],
+            out=tmp_path / "again.json",
+            world=ALONE,
+            say=lambda line: None,
+        )

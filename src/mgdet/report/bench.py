@@ -40,7 +40,8 @@ class Entry:
     numbered: the same with the ids of `Truth`.
     scores: for each metric.
     matched: hotcoco's evaluator for each metric.
-    lines: what is to be said of it.
+    line: what was loaded.
+    notes: what is odd about it.
     """
 
     source: Source
@@ -49,7 +50,8 @@ class Entry:
     numbered: Results = field(default_factory=list)
     scores: dict[str, CocoScores] = field(default_factory=dict)
     matched: dict[str, hotcoco.COCOeval] = field(default_factory=dict)
-    lines: list[str] = field(default_factory=list)
+    line: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def run(self) -> Run:
         """What is kept of it."""
@@ -87,12 +89,12 @@ class Bench:
         if source.model is None or source.checkpoint is None:
             results = read_results(source.file, self.dataset.records, self.metrics)
             notes = results_notes(source.file, results, self.dataset.records)
-            return Entry(source, results=results, lines=[f"{source.file}: {len(results):,} detections", *notes])
+            return Entry(source, results=results, line=f"{source.file}: {len(results):,} detections", notes=notes)
         if "segm" in self.metrics and not has_masks(source.model):
             raise UserError(f"{source.given} is a {source.model.detector}, which finds only boxes; give --eval bbox")
         detector, line = load_detector(source.model, source.checkpoint, self.dataset.classes)
         source.checkpoint = None
-        return Entry(source, detector, lines=[line])
+        return Entry(source, detector, line=line)
 
     def measure(self, entry: Entry, progress: Callable[[int, int], None]) -> None:
         """Runs the detector over all images, in float32, and scores what was found.

@@ -100,12 +100,10 @@ def compare(
             if teacher is not None:
                 raise
             notes.append(f"the teacher is not measured: {error}")
-    for note in (
-        splits.line,
-        *bench.dataset.notes,
-        *(line for row in rows for entry in row.entries for line in entry.lines),
-    ):
-        say(note)
+    entries = [entry for row in rows for entry in row.entries]
+    for line in (splits.line, *(entry.line for entry in entries)):
+        say(line)
+    notes += [note for entry in entries for note in entry.notes]
     _measure(rows, bench)
     _set_apart(rows, bench, bootstrap)
     machine = _time(rows, bench)
