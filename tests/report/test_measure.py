@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from mgdet.config import DataConfig
 from mgdet.distributed import World
 from mgdet.errors import UserError
 from mgdet.models import load_detector
@@ -41,7 +42,7 @@ def test_without_annotations_detections_are_written_and_nothing_is_measured(tiny
     config = changed(lambda data: data.pop("annotations"))
     scores, said = run(config, tiny, tmp_path / "results.json")
     assert scores == {}
-    assert "val.json' has no list 'annotations': nothing is measured" in said
+    assert "val.json' has no annotations: nothing is measured" in said
     assert "detections written to" in said
     assert isinstance(json.loads((tmp_path / "results.json").read_text()), list)
 
@@ -123,3 +124,33 @@ def test_detections_are_not_written_again(tiny, tmp_path):
             world=ALONE,
             say=lambda line: None,
         )
+
+
+@pytest.mark.parametrize("layout", ["yolo", "voc"])
+def test_detections_of_other_formats_are_written_without_labels_too(tiny, tmp_path, layout):
+    root = tmp_path / "data"
+    for split in ("train", "val"):
+        shutil.copytree(tiny.root / split, root / "images" / split)
+    if layout == "yolo":
+        (root / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [square, tall, wide]\n")
+        (root / "labels" / "train").mkdir(parents=True)
+        (root / "labels" / "train" / "0.txt").write_text("0 0.5 0.5 0.3 0.3\n")
+    else:
+        shutil.move(root / "images", root / "JPEGImages")
+        (root / "Annotations").mkdir()
+        (root / "ImageSets" / "Main").mkdir(parents=True)
+        names = "".join(f"<object><name>{name}</name></object>" for name in ("square", "tall", "wide"))
+        (root / "Annotations" / "first.xml").write_text(f"<annotation>{names}</annotation>")
+        shutil.copy(root / "JPEGImages" / "train" / "0.jpg", root / "JPEGImages" / "first.jpg")
+        for name in ("0", "1"):
+            shutil.copy(root / "JPEGImages" / "val" / f"{name}.jpg", root / "JPEGImages" / f"v{name}.jpg")
+        (root / "ImageSets" / "Main" / "train.txt").write_text("first\n")
+        (root / "ImageSets" / "Main" / "val.txt").write_text("v0\nv1\n")
+    config = tiny.config(distil=False)
+    config.data = DataConfig(root=str(root), long_edge=96, short_edge=(64, 64), workers=0)
+    scores, said = run(config, tiny, tmp_path / "results.json")
+    assert scores == {}
+    assert "has no annotations: nothing is measured" in said
+    assert isinstance(json.loads((tmp_path / "results.json").read_text()), list)
+    with pytest.raises(UserError, match=r"has a label file|without an XML file"):
+        run(config, tiny, None)

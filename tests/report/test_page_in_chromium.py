@@ -52,11 +52,13 @@ def opened(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def page(runs, shown, tmp_path_factory):
-    out = tmp_path_factory.mktemp("browser") / "out"
+def page(runs, shown, perturbed, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("browser")
+    (folder / "theirs.json").write_text(json.dumps(perturbed(2)))
     data = DataConfig(root=str(shown.root), workers=0)
-    sources = [str(runs[name]) for name in ("alone-0", "alone-1", "mgd-0")]
-    return compare(sources, data=data, out=out, bootstrap=Bootstrap(100)), out / "report.html"
+    sources = [str(runs["alone-0"]), str(runs["alone-1"]), str(folder / "theirs.json"), str(runs["mgd-0"])]
+    found = compare(sources, data=data, out=folder / "out", bootstrap=Bootstrap(100))
+    return found, folder / "out" / "report.html"
 
 
 def test_the_browser_would_tell(opened, tmp_path):

@@ -70,7 +70,13 @@ def test_checkpoint(
     """
     given = is_results_file(source)
     _check(config, source, metrics, out, given=given)
-    splits = open_splits(config.data, val_masks="segm" in metrics, required=("val",), barrier=world.barrier)
+    splits = open_splits(
+        config.data,
+        val_masks="segm" in metrics,
+        required=("val",),
+        unlabelled=out is not None,
+        barrier=world.barrier,
+    )
     records = splits.records["val"]
     measured = records.annotated or out is None
     if measured:
@@ -93,7 +99,7 @@ def test_checkpoint(
         say(note)
     scores = evaluate(records, results, metrics) if measured else {}
     if not measured:
-        say(f"'{records.source}' has no list 'annotations': nothing is measured")
+        say(f"'{records.source}' has no annotations: nothing is measured")
     for metric in scores:
         say(_tables(metric, scores[metric]))
     if out is not None:
