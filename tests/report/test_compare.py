@@ -269,3 +269,9 @@ def test_a_teacher_of_other_classes_is_left_out_with_a_word(runs, data, tmp_path
 def test_the_numbers_are_coco(page):
     _, found, _ = page
     assert set(STATS) <= set(found.kinds[0].runs[0].scores["bbox"].stats)
+
+
+def test_the_teachers_own_run_stands_as_the_teacher(runs, shown, data):
+    found = compare([str(shown.teacher), str(runs["mgd-0"])], data=data, bootstrap=FEW)
+    assert [(kind.name, kind.role) for kind in found.kinds] == [("MGD", "baseline"), ("teacher", "teacher")]
+    assert any("taught the others, so it stands as the teacher" in note for note in found.notes)

@@ -94,12 +94,15 @@ def test_a_checkpoint_without_a_state_shows_what_it_has(runs, dataset, tmp_path)
 
 def test_without_the_teacher_there_is_a_sentence_and_no_maps(runs, dataset, shown, tmp_path):
     source = open_source(str(runs["mgd-0"]), None)
-    maps = draw_maps(source, "MGD", None, dataset, CPU, teacher_weights=str(tmp_path / "gone.pth"))
+    source.config.teacher.weights = str(tmp_path / "gone.pth")
+    maps = draw_maps(source, "MGD", None, dataset, CPU)
     assert maps.images == []
     assert "the teacher's checkpoint" in maps.notes[0] and "is not here" in maps.notes[0]
     other = draw_maps(source, "MGD", None, dataset, CPU, teacher_weights=str(runs["alone-0"] / "student_last.pth"))
     assert other.images == []
     assert "is not the file that taught it" in other.notes[0]
+    moved = draw_maps(source, "MGD", None, dataset, CPU, teacher_weights=str(shown.teacher))
+    assert moved.regenerated and not moved.notes
 
 
 def test_masked_cells_are_grey_and_the_others_coloured():
@@ -125,3 +128,12 @@ def test_regenerating_is_the_loss(runs):
     kept, generated = method.regenerate(student)
     assert torch.equal(loss, 0.5 / 2 * F.mse_loss(generated, teacher, reduction="sum"))
     assert kept.shape == (2, 1, 5, 7) and kept.dtype == torch.bool
+
+
+def test_cells_of_the_padding_alone_are_left_out(dataset):
+    """An image of 50 x 75 in a batch of 64 x 96: at stride 8 it has 7 x 10 of the 8 x 12 cells."""
+    batch = collate([dataset[view_of(Sizes(75, 50, 0), 0)]])
+    assert (batch.sizes, batch.pixels.shape[1:3]) == ([(50, 75)], (64, 96))
+    maps = torch.arange(96.0).view(1, 1, 8, 12)
+    assert torch.equal(features._crop(maps, batch), maps[0, :, :7, :10])
+    assert features._crop(maps[:, :, :1, :2], batch).shape == (1, 1, 2)

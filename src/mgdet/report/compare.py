@@ -79,11 +79,7 @@ def compare(
         UserError: bad input: something is missing, does not fit the data's classes, or is of other images.
     """
     _check_out(out)
-    opened = [open_source(text, recipe) for text in sources]
-    taught, notes = open_teacher(teacher, opened, recipe)
-    opened = [source for source in opened if taught is None or source.sha256 != taught.sha256]
-    if not opened:
-        raise UserError("there is nothing to compare; give runs, checkpoints or files of detections")
+    opened, taught, notes = _open(sources, teacher, recipe)
     check_same_data(opened, data)
     groups = group_sources(opened)
     metrics = _metrics(metrics, opened)
@@ -116,6 +112,21 @@ def compare(
         result.notes += [note for each in maps for note in each.notes]
         _write(out, Page(result, seen, maps, bootstrap), say)
     return result
+
+
+def _open(
+    sources: Sequence[str], teacher: str | None, recipe: Config | None
+) -> tuple[list[Source], Source | None, list[str]]:
+    """What is compared, the teacher, and what is to be said of them."""
+    opened = [open_source(text, recipe) for text in sources]
+    taught, notes = open_teacher(teacher, opened, recipe)
+    same = [source.given for source in opened if taught is not None and source.sha256 == taught.sha256]
+    if same:
+        notes.append(f"{same[0]} taught the others, so it stands as the teacher")
+        opened = [source for source in opened if source.given not in same]
+    if not opened:
+        raise UserError("there is nothing to compare; give runs, checkpoints or files of detections")
+    return opened, taught, notes
 
 
 def _check_out(out: Path | None) -> None:

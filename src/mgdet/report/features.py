@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -113,7 +114,7 @@ def draw_maps(
         alone: a student without distillation, on `device`; None without one.
         dataset: opened for testing.
         device: where to run.
-        teacher_weights: where the teacher's file is now; empty: where the config says.
+        teacher_weights: where the teacher's file is, if it is not where the config says.
     """
     maps = Maps(name)
     try:
@@ -152,7 +153,8 @@ def _rebuild(source: Source, dataset: DetectionDataset, weights: str) -> tuple[M
     """Student, methods and teacher of a run, its config, and whether the methods have what they learned."""
     config = source.config
     assert config is not None and config.teacher is not None
-    if weights:
+    lost = not config.teacher.source and not Path(config.teacher.weights).exists()
+    if weights and lost:
         config = replace(config, teacher=replace(config.teacher, weights=weights))
     state = State.load(source.folder) if source.folder is not None else None
     checkpoint = read_checkpoint(source.file) if state is None else None

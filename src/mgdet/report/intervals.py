@@ -18,13 +18,12 @@ from mgdet.data.records import Records
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import CocoScores, evaluator
 from mgdet.evaluate.truth import Truth, class_rows
+from mgdet.report.dataset import BAND_EDGES
 from mgdet.report.numbers import STATS, Interval
 
 CONFIDENCE = 0.95
 FEWEST_IMAGES = 10
 """Where fewer images hold such an object, a draw may hold none of them, and an interval would mean nothing."""
-BAND_EDGES = (32**2, 96**2)
-"""COCO's size bands: a medium object has at least the first area in square pixels, a large one the second."""
 
 Results = list[dict[str, Any]]
 

@@ -24,6 +24,7 @@ from mgdet.files import atomic_write
 from mgdet.interop.weights import read_checkpoint
 from mgdet.models import has_masks, load_detector
 from mgdet.precision import set_float32
+from mgdet.report.numbers import percent
 
 LINES = {
     "AP": "average precision, IoU 0.50:0.95",
@@ -176,8 +177,3 @@ def _tables(metric: str, scores: CocoScores) -> str:
     with console.capture() as captured:
         console.print(summary, classes)
     return captured.get().rstrip()
-
-
-def percent(value: float) -> str:
-    """A score in [0, 1] in percent; "-" for -1, where there is nothing to score."""
-    return "-" if value < 0 else f"{100 * value:.1f}"

@@ -19,9 +19,11 @@ from mgdet.interop.weights import Checkpoint, read_checkpoint
 NOT_THE_KIND = (
     "data.root",
     "data.workers",
+    "train.checkpoint_backbone",
     "train.compile",
     "train.eval_every",
     "train.log_every",
+    "train.mlflow",
     "train.save_every",
     "train.seed",
     "train.tensorboard",
