@@ -106,7 +106,7 @@ def test_masks_are_read_only_where_they_are_measured(records, write):
         ([entry(category_id=True)], "result number 1 has the category_id True"),
         (
             [entry(), entry(image_id=5), entry(image_id=6)],
-            r"in 2 images that 'val.json' does not have, of 3 in all \(ids 5, 6;",
+            r"for 2 images that 'val.json' does not have, out of 3 \(ids 5, 6;",
         ),
         ([entry(category_id=3)], "category ids that 'val.json' does not declare: 3; declared are 17, 18$"),
         ([entry(category_id=0), entry(category_id=1)], "they look like labels, counted from 0"),
@@ -121,7 +121,7 @@ def test_what_cannot_be_meant_is_said_in_one_sentence(records, write, content, s
 def test_what_is_odd_is_named(records, write):
     path = write([entry(bbox=[60, 60, 110, 95]), entry(bbox=[80, 10, 115, 60])])
     notes = results_notes(path, read_results(path, records), records)
-    assert any("has no detection in 2 of the 3 images (first: id x7)" in note for note in notes)
+    assert any("has no detections for 2 of the 3 images (first: id x7)" in note for note in notes)
     assert any("they look like corners" in note for note in notes)
     everywhere = write([entry(), entry(image_id="x7"), entry(image_id=2**100)])
     assert results_notes(everywhere, read_results(everywhere, records), records) == []

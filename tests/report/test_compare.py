@@ -74,7 +74,7 @@ def test_what_is_said_and_written_is_the_same(page):
     for note in found.notes:
         assert " ".join(note.split()) in " ".join(said.replace("\n  ", " ").split())
     assert str(out / "report.html") in said
-    assert any("cover both other images and other seeds" in note for note in found.notes)
+    assert any("cover both the choice of images and the seed" in note for note in found.notes)
 
 
 def test_the_page_holds_curves_pictures_and_maps_and_loads_nothing(page):
@@ -82,7 +82,7 @@ def test_the_page_holds_curves_pictures_and_maps_and_loads_nothing(page):
     html = (out / "report.html").read_text()
     assert html.count('<svg class="chart"') == 3  # AP, the detector's losses, MGD's loss
     assert html.count("data:image/png") >= 20 and "data:image/jpeg" in html
-    assert "How much of the variance of the teacher" in html
+    assert "Share of the variance of the teacher" in html
     assert not re.findall(r"""(?:src|href)=["'](?!data:)|url\(|@import|<script|https?://""", html)
     assert "default-src 'none'" in html
 
@@ -143,7 +143,7 @@ def test_no_detections_at_all_are_compared_too(data, detections, tmp_path):
     )
     assert found.kinds[1].mean("bbox", "AP") == 0
     assert found.kinds[1].differences["bbox"]["AP"].high < 0
-    assert any("no detection in 30 of the 30 images" in note for note in found.notes)
+    assert any("no detections for 30 of the 30 images" in note for note in found.notes)
 
 
 def test_masks_are_compared_where_they_are_asked_for(data, truth, tmp_path):
@@ -213,7 +213,7 @@ class TestRefused:
         content[0]["image_id"] = 7
         path.write_text(json.dumps(content))
         text = refused(path, "--data.root", shown.root, "--data.workers", "0")
-        assert "a.json has detections in 1 images that" in text and "(ids 7;" in text
+        assert "a.json has detections for 1 images that" in text and "(ids 7;" in text
 
     def test_runs_on_other_images(self, refused, shown, runs, tmp_path):
         shutil.copytree(runs["mgd-0"], tmp_path / "run")
@@ -263,7 +263,7 @@ def test_a_teacher_of_other_classes_is_left_out_with_a_word(runs, data, tmp_path
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     found = compare([str(tmp_path / "run")], data=data, bootstrap=FEW)
     assert [kind.role for kind in found.kinds] == ["baseline"]
-    assert any("the teacher is not measured" in note and "knows 2 classes" in note for note in found.notes)
+    assert any("the teacher was not measured" in note and "knows 2 classes" in note for note in found.notes)
 
 
 def test_the_numbers_are_coco(page):
@@ -274,4 +274,4 @@ def test_the_numbers_are_coco(page):
 def test_the_teachers_own_run_stands_as_the_teacher(runs, shown, data):
     found = compare([str(shown.teacher), str(runs["mgd-0"])], data=data, bootstrap=FEW)
     assert [(kind.name, kind.role) for kind in found.kinds] == [("MGD", "baseline"), ("teacher", "teacher")]
-    assert any("taught the others, so it stands as the teacher" in note for note in found.notes)
+    assert any("is the teacher of the others and is shown as such" in note for note in found.notes)

@@ -44,7 +44,7 @@ def test_a_run_shows_teacher_students_mask_and_what_is_generated(runs, dataset):
                 "alone",
                 "MGD",
                 "MGD, masked",
-                "generated from it",
+                "generated",
             ]
             assert {picture.shape for _, picture in level.pictures} == {image.shape}
     assert maps.regenerated.keys() == {8, 16, 32, 64}  # a single cell has no variance
@@ -87,7 +87,7 @@ def test_what_is_regenerated_is_what_the_loss_measures(runs, dataset):
 def test_a_checkpoint_without_a_state_shows_what_it_has(runs, dataset, tmp_path):
     shutil.copytree(runs["mgd-0"], tmp_path / "run", ignore=shutil.ignore_patterns("state.pth"))
     maps = draw_maps(open_source(str(tmp_path / "run"), None), "MGD", None, dataset, CPU)
-    assert "has no state.pth beside it" in maps.notes[0]
+    assert "has no state.pth, which holds the generators" in maps.notes[0]
     assert maps.regenerated == {}
     assert [title for title, _ in maps.images[0][2][0].pictures] == ["teacher", "MGD"]
 

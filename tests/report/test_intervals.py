@@ -67,7 +67,7 @@ def test_one_run_each_is_what_hotcoco_says(records, side, perturbed):
 
 
 def test_the_interval_is_that_of_a_bootstrap_by_pycocotools(records, side, perturbed, truth):
-    """Images drawn anew and evaluated from scratch, each copy as an image of its own."""
+    """Resampled images evaluated from scratch, each copy as an image of its own."""
     runs = [perturbed(4), perturbed(2.5, seed=1)]
     found = differences(records, "bbox", side(runs[0]), side(runs[1]), Bootstrap(resamples=1000))[0]["AP"]
     rng = np.random.default_rng(0)

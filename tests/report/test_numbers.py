@@ -46,13 +46,13 @@ def comparison(*others, base=(0.3,)):
         (Interval(0.021, 0.004, 0.039), "MGD +2.1 AP over alone, 95 % interval [0.4, 3.9], n = 300 images"),
         (
             Interval(-0.021, -0.039, -0.004),
-            f"MGD {MINUS}2.1 AP against alone, 95 % interval [{MINUS}3.9, {MINUS}0.4], n = 300 images",
+            f"MGD {MINUS}2.1 AP vs. alone, 95 % interval [{MINUS}3.9, {MINUS}0.4], n = 300 images",
         ),
         (
             Interval(0.008, -0.009, 0.024),
             f"No difference shown between MGD and alone: +0.8 AP, 95 % interval [{MINUS}0.9, 2.4], n = 300 images",
         ),
-        (None, "MGD +2.1 AP against alone, on too few images to say more, n = 300 images"),
+        (None, "MGD +2.1 AP vs. alone, too few images for an interval, n = 300 images"),
     ],
 )
 def test_the_headline_is_one_sentence(difference, sentence):

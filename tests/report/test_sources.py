@@ -1,4 +1,4 @@
-"""What is given to compare: how it is found, named, and put together by kind."""
+"""What is given to compare: how it is found, named, and grouped by kind."""
 
 import json
 import shutil
@@ -104,7 +104,7 @@ def test_a_checkpoint_that_does_not_say_what_it_is_needs_a_recipe(tmp_path, make
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"the file of detections .*none.json does not exist"):
+    with pytest.raises(UserError, match=r"the file .*none.json does not exist"):
         open_source(str(tmp_path / "none.json"), None)
     with pytest.raises(UserError, match=r"the checkpoint .*none.pth does not exist"):
         open_source(str(tmp_path / "none.pth"), None)
@@ -135,7 +135,7 @@ def test_measuring_on_training_images_is_said(make_run):
     data = sources[0].config.data
     assert trained_on(sources, data) == []
     swapped = replace(data, val_annotations=data.train_annotations, val_images=data.train_images)
-    assert "a trained on these very images" in trained_on(sources, swapped)[0]
+    assert "a was trained on these very images" in trained_on(sources, swapped)[0]
 
 
 def test_the_data_of_the_first_run_is_the_default(make_run, tmp_path):
@@ -160,7 +160,7 @@ class TestTeacher:
         (tmp_path / "run" / "config.json").write_text(json.dumps(config))
         teacher, notes = open_teacher(None, opened(str(tmp_path / "run")), None)
         assert teacher is None
-        assert "the teacher is not measured: the checkpoint" in notes[0]
+        assert "the teacher was not measured: the checkpoint" in notes[0]
 
     def test_the_one_that_is_given_must_be_there(self, runs, tmp_path):
         with pytest.raises(UserError, match="does not exist"):

@@ -19,7 +19,7 @@ usage: mgdet COMMAND ...
   recipes                                   what can be trained, and what is published about it
   train RECIPE [--section.field value ...]  train a student, with its teacher or alone
   test RECIPE CHECKPOINT|RESULTS.json       COCO mAP of a checkpoint, or of what any tool found
-  compare RUN|CHECKPOINT|RESULTS.json ...   a page with numbers, intervals and pictures: what is better, and is it sure
+  compare RUN|CHECKPOINT|RESULTS.json ...   what is better, by how much, and how sure that is: a page and JSON
   transfer IN OUT                           checkpoints to and from MMDetection, or to safetensors
   predict CHECKPOINT IMAGE_OR_FOLDER ...    annotated pictures and one JSON
   data DIR                                  what a data set holds, and whether it can be trained on

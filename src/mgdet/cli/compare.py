@@ -23,20 +23,20 @@ class CompareArguments:
     """Measure runs, checkpoints and files of detections on the same images, and write a page that compares them."""
 
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN|CHECKPOINT|RESULTS.json...")]
-    """Runs' folders, checkpoint files or their URLs, and .json files of detections in COCO's results format. The first
-    is what the others are compared with; runs that differ only in their seed count as one. NAME=... names one."""
+    """Run folders, checkpoint files or their URLs, and .json files of detections in COCO's results format. The others
+    are compared with the first; runs that differ only in their seed are grouped. NAME=... names a source."""
     data: DataConfig = field(default_factory=DataConfig)
     """The images to measure on, by default those of the first run. Sizes come from each source's own config."""
     teacher: str = ""
-    """What taught them, in the same forms; empty: what the first distilled run names, if it is here."""
+    """The teacher, in any of these forms; empty: the one that the first distilled run names, if its file is here."""
     recipe: str = ""
     """The recipe of checkpoints that do not come from mgdet."""
     eval: tuple[str, ...] = ()
-    """What to measure: bbox, segm or both; empty: what the first run measured in training, else bbox."""
+    """What to measure: bbox, segm or both; empty: what the first run measured during training, else bbox."""
     resamples: int = 1000
-    """How often the images are drawn anew for the confidence intervals."""
+    """Bootstrap resamples of the images, for the confidence intervals."""
     seed: int = 0
-    """Seed of these draws."""
+    """Seed of the bootstrap."""
     out: str = "comparison"
     """Folder for report.html and report.json."""
 

@@ -74,11 +74,11 @@ def results_notes(path: Path, results: Sequence[Mapping[str, Any]], records: Rec
     if empty:
         seen = {result["image_id"] for result in results}
         first = next(image for image in records.image_ids if image not in seen)
-        notes.append(f"{path} has no detection in {empty:,} of the {len(records):,} images (first: id {first})")
+        notes.append(f"{path} has no detections for {empty:,} of the {len(records):,} images (first: id {first})")
     if results and _outside(results, records) > 0.5:
         notes.append(
-            f"most boxes of {path} reach out of their images: they look like corners (x1, y1, x2, y2), but COCO's "
-            "format has x, y, width, height"
+            f"most boxes of {path} extend beyond their images; they look like corners (x1, y1, x2, y2), but COCO's "
+            "format is x, y, width, height"
         )
     return notes
 
@@ -140,8 +140,8 @@ def _images(items: Sequence[dict[str, Any]], records: Records, path: Path) -> di
         return by_name
     example = next(iter(records.image_ids))
     raise UserError(
-        f"{path} has detections in {len(unknown):,} images that '{records.source}' does not have, of "
-        f"{len(keys):,} in all (ids {_some(unknown)}; the data set's are like {example}); give results on its images"
+        f"{path} has detections for {len(unknown):,} images that '{records.source}' does not have, out of "
+        f"{len(keys):,} (ids {_some(unknown)}; those of the data set look like {example}); give results on its images"
     )
 
 

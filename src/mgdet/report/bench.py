@@ -21,14 +21,14 @@ from mgdet.report.numbers import Run
 from mgdet.report.sources import Source
 
 TIDE = {
-    "Cls": "wrong class",
-    "Loc": "wrong place",
-    "Both": "wrong class and place",
-    "Dupe": "found twice",
-    "Bkg": "nothing there",
+    "Cls": "classification",
+    "Loc": "localization",
+    "Both": "both",
+    "Dupe": "duplicate",
+    "Bkg": "background",
     "Miss": "missed",
 }
-"""TIDE's types of errors, and what they mean."""
+"""TIDE's error types, as they are shown."""
 
 
 @dataclass(slots=True)

@@ -1,19 +1,20 @@
-"""How far a comparison can be trusted: what it does not know, said in sentences beside its numbers."""
+"""How far a comparison can be trusted: what its numbers do not show, in sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mgdet.engine.checkpoint import BEST_FILE, LAST_FILE
 from mgdet.report.numbers import METRIC_NAMES, Comparison, Kind, count
 from mgdet.report.sources import Group
 
 
 def caveats(comparison: Comparison, groups: Sequence[Group]) -> list[str]:
-    """What a reader must know before he believes a difference.
+    """What a reader must know before believing a difference.
 
     Args:
         comparison: all numbers.
-        groups: the sources that they are of, without the teacher.
+        groups: the sources behind them, without the teacher.
     """
     return [
         *_sample(comparison),
@@ -25,16 +26,16 @@ def caveats(comparison: Comparison, groups: Sequence[Group]) -> list[str]:
 
 def _sample(comparison: Comparison) -> list[str]:
     """How small a difference these images can show."""
-    metric = comparison.metrics[0]
-    found = [kind.differences[metric]["AP"] for kind in comparison.compared]
-    reach = [(own.high - own.low) / 2 for own in found if own is not None]
-    if not reach:
+    metric, data = comparison.metrics[0], comparison.data
+    found = [own for kind in comparison.compared if (own := kind.differences[metric]["AP"]) is not None]
+    if not found:
         return []
-    data = comparison.data
+    reach = max((own.high - own.low) / 2 for own in found)
+    seeds = any(own.seeds for own in found)
     return [
-        f"{count(data.images, 'image')} with {count(data.objects, 'object')}: an interval reaches about "
-        f"{100 * max(reach):.1f} {METRIC_NAMES[metric]} to either side, so smaller differences cannot be shown on "
-        "them. Four times the images halve it."
+        f"{count(data.images, 'image')} with {count(data.objects, 'object')}: the interval is about "
+        f"±{100 * reach:.1f} {METRIC_NAMES[metric]}, so much smaller differences cannot be seen on them."
+        + ("" if seeds else " Four times as many images would halve it.")
     ]
 
 
@@ -44,32 +45,29 @@ def _seeds(kinds: Sequence[Kind]) -> list[str]:
         return []
     single = [kind.name for kind in kinds if len(kind.runs) == 1]
     if not single:
-        return ["The intervals cover both other images and other seeds."]
+        return ["The intervals cover both the choice of images and the seed."]
     whose = "each kind" if len(single) == len(kinds) else " and ".join(single)
     return [
-        f"One run of {whose}: the intervals say what other images would change, not what another seed would. "
-        "Train with another --train.seed and give those runs, too; they are put together by themselves."
+        f"One run of {whose}: the intervals reflect the choice of images there, but not the seed. Add runs with other "
+        "seeds; they are grouped automatically."
     ]
 
 
 def _classes(comparison: Comparison) -> list[str]:
-    """By chance alone, some classes differ."""
+    """Some classes differ by chance alone."""
     number = len(comparison.data.classes)
     if number < 2 or not comparison.compared:
         return []
-    return [
-        f"Of {number} classes about {max(1, round(0.05 * number))} leave 0 out of their interval by chance alone."
-        if number >= 10
-        else f"With {number} classes, one that leaves 0 out of its interval by chance alone is no surprise."
-    ]
+    some = f"about {round(0.05 * number)} intervals exclude" if number >= 20 else "an interval may well exclude"
+    return [f"With {number} classes, {some} 0 by chance alone."]
 
 
 def _chosen(groups: Sequence[Group]) -> list[str]:
-    """Best students were chosen by a look at images like these."""
-    best = [source for group in groups for source in group.sources if source.file.name.startswith("student_best")]
+    """The best student was chosen by its score on images like these."""
+    best = [source for group in groups for source in group.sources if source.file.name == BEST_FILE]
     if not best:
         return []
     return [
-        f"{count(len(best), 'run')} stand here with the student that did best in an evaluation while training. Where "
-        "that was on these images its score is a little too high; give RUN/student_last.pth to compare the last ones."
+        f"{BEST_FILE} ({count(len(best), 'run')}) was selected by its AP during training. If that was on these images, "
+        f"its score is slightly optimistic; give RUN/{LAST_FILE} to compare the final students."
     ]

@@ -95,7 +95,7 @@ def compare(
         except UserError as error:
             if teacher is not None:
                 raise
-            notes.append(f"the teacher is not measured: {error}")
+            notes.append(f"the teacher was not measured: {error}")
     entries = [entry for row in rows for entry in row.entries]
     for line in (splits.line, *(entry.line for entry in entries)):
         say(line)
@@ -122,7 +122,7 @@ def _open(
     taught, notes = open_teacher(teacher, opened, recipe)
     same = [source.given for source in opened if taught is not None and source.sha256 == taught.sha256]
     if same:
-        notes.append(f"{same[0]} taught the others, so it stands as the teacher")
+        notes.append(f"{same[0]} is the teacher of the others and is shown as such")
         opened = [source for source in opened if source.given not in same]
     if not opened:
         raise UserError("there is nothing to compare; give runs, checkpoints or files of detections")
@@ -180,7 +180,7 @@ def _set_apart(rows: Sequence[Row], bench: Bench, bootstrap: Bootstrap) -> None:
     baseline, records = rows[0], bench.dataset.records
     with progress_bar(True) as progress:
         total = len(rows[1:]) * len(bench.metrics) * len(records.classes)
-        task = progress.add_task("drawing images anew", total=total)
+        task = progress.add_task("bootstrap", total=total)
         for row in rows[1:]:
             for metric in bench.metrics:
                 row.kind.differences[metric], row.kind.class_differences[metric] = differences(

@@ -1,4 +1,4 @@
-"""The images in which two kinds differ most, in both directions, with what each found drawn into them."""
+"""The images where two kinds differ most, in both directions, with what each of them found."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Counts(NamedTuple):
 
 @dataclass(slots=True)
 class Seen:
-    """How one run's detections fare, image by image.
+    """How the detections of one run fare, image by image.
 
-    threshold: the score from which on they are looked at: where F1 over all images is best.
+    threshold: the score threshold with the best F1 over all images.
     counts: by the number of the image in `Truth`.
     """
 
@@ -54,10 +54,10 @@ class Seen:
 
 @dataclass(slots=True)
 class Difference:
-    """An image in which two kinds differ.
+    """An image where two kinds differ.
 
     file: its name.
-    better: the kind that does better here.
+    better: the kind that is better here.
     pictures: title, caption and (H, W, 3) uint8 BGR, the truth first.
     """
 
@@ -67,7 +67,7 @@ class Difference:
 
 
 def look(matched: hotcoco.COCOeval) -> Seen:
-    """Counts what was found in each image, at the score that suits these detections best."""
+    """Counts what was found in each image, at the score threshold that suits these detections best."""
     diagnosed = matched.image_diagnostics(iou_thr=MATCHED_FROM)
     detections, objects = matched.coco_dt.anns, matched.coco_gt.anns
     right = {key: status == "tp" for key, status in diagnosed["dt_status"].items()}  # none that lies on a crowd
@@ -93,7 +93,7 @@ def _best_threshold(scored: list[tuple[float, bool]], objects: int) -> float:
 
 
 def choose_images(baseline: Seen, other: Seen) -> tuple[list[int], list[int]]:
-    """The images in which `other` does better, and those in which `baseline` does, by the difference of their F1."""
+    """The images where `other` is better and those where `baseline` is, largest difference in F1 first."""
     gains = {image: counts.f1 - baseline.counts[image].f1 for image, counts in other.counts.items()}
 
     def weight(image: int) -> tuple[float, int]:
@@ -114,7 +114,7 @@ def draw_image(
     Args:
         dataset: opened for testing, with masks if they are to be drawn.
         index: of the image in the data set.
-        found: by kind, the detections in this image, the score from which on they are drawn, and the counts.
+        found: for each kind its detections in this image, the score threshold for drawing them, and the counts.
         categories: labels by category id.
 
     Returns:

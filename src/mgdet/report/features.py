@@ -120,12 +120,14 @@ def draw_maps(
     try:
         models, config, trained = _rebuild(source, dataset, teacher_weights)
     except UserError as error:
-        maps.notes.append(f"no maps of {name}: {error}")
+        maps.notes.append(f"no feature maps of {name}: {error}")
         return maps
     if models.teacher is None or source.sizes is None:
         return maps
     if not trained:
-        maps.notes.append(f"{source.given} has no state.pth beside it, which holds the generators: they are not shown")
+        maps.notes.append(
+            f"{source.given} has no state.pth, which holds the generators, so what they generate is not shown"
+        )
     models.student.to(device).eval()
     models.teacher.to(device)
     sums: dict[float, np.ndarray] = {}
@@ -249,7 +251,7 @@ def _pictures(
     if shown.kept is not None and shown.generated is not None:
         kept = shown.kept.cpu().numpy()
         pictures.append((f"{name}, masked", _colour(student, student, size, kept)))
-        pictures.append(("generated from it", _colour(_strength(shown.generated), teacher, size)))
+        pictures.append(("generated", _colour(_strength(shown.generated), teacher, size)))
     return pictures
 
 

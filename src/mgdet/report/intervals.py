@@ -1,6 +1,6 @@
 """How sure a difference is: a paired bootstrap over the images, and the spread over seeds where there are several runs.
 
-The bootstrap draws the images anew, with replacement, the same ones for both sides, and sees how the difference moves.
+The bootstrap resamples the images with replacement, the same ones for both sides: how much does the difference vary?
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from mgdet.report.numbers import STATS, Interval
 
 CONFIDENCE = 0.95
 FEWEST_IMAGES = 10
-"""Where fewer images hold such an object, a draw may hold none of them, and an interval would mean nothing."""
+"""Where fewer images hold such an object, a resample may hold none at all, and an interval would mean nothing."""
 
 Results = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """How differences are examined.
+    """How the images are resampled.
 
-    resamples: how often the images are drawn anew.
-    seed: of the draws.
+    resamples: how many.
+    seed: of the resampling.
     """
 
     resamples: int = 1000
@@ -47,7 +47,7 @@ class Bootstrap:
 
     @property
     def first(self) -> int:
-        """hotcoco's seed: it draws from this one and those that follow, so that two seeds must not lie close."""
+        """hotcoco's seed. Each resample has the next one, so two seeds that lie close together share resamples."""
         return self.seed * self.resamples
 
 

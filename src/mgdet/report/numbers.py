@@ -202,11 +202,11 @@ class Comparison:
         found = kind.differences[metric]["AP"]
         if found is None:
             change = signed(kind.mean(metric, "AP") - self.baseline.mean(metric, "AP"))
-            return f"{kind.name} {change} {name} against {self.baseline.name}, on too few images to say more, {images}"
+            return f"{kind.name} {change} {name} vs. {self.baseline.name}, too few images for an interval, {images}"
         rest = f"{signed(found.value)} {name}, 95 % interval {bounds(found)}, {images}"
         if not found.shown:
             return f"No difference shown between {kind.name} and {self.baseline.name}: {rest}"
-        against = "over" if found.value > 0 else "against"
+        against = "over" if found.value > 0 else "vs."
         return f"{kind.name} {rest.replace(name, f'{name} {against} {self.baseline.name}', 1)}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def open_source(text: str, recipe: Config | None) -> Source:
     if is_results_file(given):
         file = Path(given)
         if not file.is_file():
-            raise UserError(f"the file of detections {given} does not exist")
+            raise UserError(f"the file {given} does not exist")
         return Source(given, file, sha256_of(file), name)
     file = fetch(given)
     folder = file.parent if file.name in RUN_FILES and (file.parent / CONFIG_FILE).is_file() else None
@@ -148,12 +148,14 @@ def open_teacher(
         return None, []
     config = run.config.teacher
     if config.source:
-        return None, [f"the teacher {config.detector} is not measured; --teacher takes a file of its detections, too"]
+        return None, [
+            f"the teacher {config.detector} was not measured; --teacher also takes a file with its detections"
+        ]
     try:
         file = fetch(config.weights)
         checkpoint = read_checkpoint(file)
     except UserError as error:
-        return None, [f"the teacher is not measured: {error}"]
+        return None, [f"the teacher was not measured: {error}"]
     own = Config.from_dict(checkpoint.config).data if checkpoint.config is not None else run.config.data
     return Source(
         config.weights,
@@ -207,8 +209,8 @@ def check_same_data(sources: Sequence[Source], data: DataConfig) -> None:
                 mine, theirs = _setting(run, name), _setting(other, name)
                 if mine != theirs:
                     raise UserError(
-                        f"{run.given} was trained with data.{name} {mine!r}, {other.given} with {theirs!r}: runs that "
-                        "were evaluated on other images cannot be compared"
+                        f"{run.given} was trained with data.{name} {mine!r}, {other.given} with {theirs!r}; runs that "
+                        "were evaluated on different images cannot be compared"
                     )
         for name in ("val_share", "split_seed"):
             if data.val_share and _setting(run, name) != getattr(data, name):
@@ -229,7 +231,7 @@ def trained_on(sources: Sequence[Source], data: DataConfig) -> list[str]:
     here = (data.val_annotations, data.val_images)
     runs = [source for source in sources if source.config is not None and not data.val_share]
     return [
-        f"{run.given} trained on these very images: its score says nothing about others"
+        f"{run.given} was trained on these very images, so its score says nothing about unseen ones"
         for run in runs
         if (_setting(run, "train_annotations"), _setting(run, "train_images")) == here
     ]

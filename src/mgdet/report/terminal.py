@@ -60,7 +60,7 @@ def _scores(comparison: Comparison, metric: str) -> Table:
 
 
 def _differences(comparison: Comparison, metric: str) -> Table:
-    title = f"difference to {comparison.baseline.name}, with its 95 % interval; * where the interval leaves 0 out"
+    title = f"difference from {comparison.baseline.name} with its 95 % interval; * excludes 0"
     table = _table(title, "", *STATS)
     for kind in comparison.kinds[1:]:
         cells = []
@@ -76,9 +76,9 @@ def _differences(comparison: Comparison, metric: str) -> Table:
 def _classes(comparison: Comparison, metric: str) -> Table:
     shown = [*comparison.compared] or comparison.kinds[1:]
     names = list(comparison.data.classes)
-    title = "AP of each class, and the difference"
+    title = f"{METRIC_NAMES[metric]} of each class, and the difference"
     if len(names) > MOST_CLASSES:
-        title = f"AP of the {MOST_CLASSES} classes that differ most, and the difference"
+        title = f"{METRIC_NAMES[metric]} of the {MOST_CLASSES} classes that differ most, and the difference"
 
         def weight(name: str) -> float:
             return -max(abs(found.value) if (found := kind.class_differences[metric][name]) else 0 for kind in shown)
@@ -98,7 +98,7 @@ def _classes(comparison: Comparison, metric: str) -> Table:
 
 
 def _errors(comparison: Comparison, metric: str) -> Table:
-    table = _table("what errors cost in AP50, by TIDE's types", "", *TIDE.values())
+    table = _table("AP50 lost to each type of error (TIDE)", "", *TIDE.values())
     for kind in comparison.kinds:
         table.add_row(escape(kind.name), *(f"{100 * kind.errors[metric][name]:.1f}" for name in TIDE))
     return table
