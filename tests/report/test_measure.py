@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from mgdet.config import DataConfig
 from mgdet.distributed import World
 from mgdet.errors import UserError
 from mgdet.models import load_detector
@@ -41,7 +42,7 @@ def test_without_annotations_detections_are_written_and_nothing_is_measured(tiny
     config = changed(lambda data: data.pop("annotations"))
     scores, said = run(config, tiny, tmp_path / "results.json")
     assert scores == {}
-    assert "val.json' has no list 'annotations': nothing is measured" in said
+    assert "val.json' has no annotations: nothing is measured" in said
     assert "detections written to" in said
     assert isinstance(json.loads((tmp_path / "results.json").read_text()), list)
 
@@ -71,3 +72,85 @@ def test_results_keep_the_ids_of_the_file(tiny, changed, tmp_path, monkeypatch):
     assert {result["image_id"] for result in results} == {2**100 + 100 + i for i in range(5)}
     assert {result["category_id"] for result in results} <= {2, 5, 9}
     assert scores["bbox"].stats["AR100"] >= 0
+
+
+def test_detections_of_a_file_score_what_the_checkpoint_scores(tiny, tmp_path, monkeypatch):
+    def find_everything(*arguments):
+        detector, line = load_detector(*arguments)
+        detector.score_threshold = 0.0
+        return detector, line
+
+    monkeypatch.setattr("mgdet.report.measure.load_detector", find_everything)
+    config = tiny.config(distil=False)
+    scores, said = run(config, tiny, tmp_path / "results.json")
+    again = []
+    results = str(tmp_path / "results.json")
+    same = measure(config, results, metrics=["bbox"], out=None, world=ALONE, say=again.append)
+    assert same == scores
+    assert again[0] == f"{results}: {len(json.loads((tmp_path / 'results.json').read_text()))} detections"
+    assert said.splitlines()[-3] in "\n".join(again)  # the same tables
+
+
+def test_detections_need_no_image_files_and_no_detector(tiny, changed, tmp_path):
+    """A Faster R-CNN finds no masks, but somebody else's detections have some."""
+    config = changed(lambda data: None)
+    shutil.rmtree(tmp_path / "data" / "val")
+    truth = json.loads((tmp_path / "data" / "annotations" / "val.json").read_text())
+    (tmp_path / "theirs.json").write_text(json.dumps([own | {"score": 0.5} for own in truth["annotations"]]))
+    scores = measure(
+        config, str(tmp_path / "theirs.json"), metrics=["bbox"], out=None, world=ALONE, say=lambda line: None
+    )
+    assert scores["bbox"].stats["AP"] == 1
+    config = changed_back(config, tiny)
+    masks = measure(
+        config, str(tmp_path / "theirs.json"), metrics=["segm"], out=None, world=ALONE, say=lambda line: None
+    )
+    assert masks["segm"].stats["AP"] > 0.99
+
+
+def changed_back(config, tiny):
+    config.data.root = str(tiny.root)
+    return config
+
+
+def test_detections_are_not_written_again(tiny, tmp_path):
+    (tmp_path / "theirs.json").write_text("[]")
+    with pytest.raises(UserError, match=r"theirs.json already holds some; leave --out out"):
+        measure(
+            tiny.config(distil=False),
+            str(tmp_path / "theirs.json"),
+            metrics=["bbox"],
+            out=tmp_path / "again.json",
+            world=ALONE,
+            say=lambda line: None,
+        )
+
+
+@pytest.mark.parametrize("layout", ["yolo", "voc"])
+def test_detections_of_other_formats_are_written_without_labels_too(tiny, tmp_path, layout):
+    root = tmp_path / "data"
+    for split in ("train", "val"):
+        shutil.copytree(tiny.root / split, root / "images" / split)
+    if layout == "yolo":
+        (root / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [square, tall, wide]\n")
+        (root / "labels" / "train").mkdir(parents=True)
+        (root / "labels" / "train" / "0.txt").write_text("0 0.5 0.5 0.3 0.3\n")
+    else:
+        shutil.move(root / "images", root / "JPEGImages")
+        (root / "Annotations").mkdir()
+        (root / "ImageSets" / "Main").mkdir(parents=True)
+        names = "".join(f"<object><name>{name}</name></object>" for name in ("square", "tall", "wide"))
+        (root / "Annotations" / "first.xml").write_text(f"<annotation>{names}</annotation>")
+        shutil.copy(root / "JPEGImages" / "train" / "0.jpg", root / "JPEGImages" / "first.jpg")
+        for name in ("0", "1"):
+            shutil.copy(root / "JPEGImages" / "val" / f"{name}.jpg", root / "JPEGImages" / f"v{name}.jpg")
+        (root / "ImageSets" / "Main" / "train.txt").write_text("first\n")
+        (root / "ImageSets" / "Main" / "val.txt").write_text("v0\nv1\n")
+    config = tiny.config(distil=False)
+    config.data = DataConfig(root=str(root), long_edge=96, short_edge=(64, 64), workers=0)
+    scores, said = run(config, tiny, tmp_path / "results.json")
+    assert scores == {}
+    assert "has no annotations: nothing is measured" in said
+    assert isinstance(json.loads((tmp_path / "results.json").read_text()), list)
+    with pytest.raises(UserError, match=r"has a label file|without an XML file"):
+        run(config, tiny, None)

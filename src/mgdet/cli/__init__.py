@@ -19,7 +19,8 @@ usage: mgdet COMMAND ...
   recipes                                   what can be trained, and what is published about it
   check RECIPE                              a look at a run before it is started: weights, teacher, one step, time
   train RECIPE [--section.field value ...]  train a student, with its teacher or alone (or --config FILE)
-  test [RECIPE] CHECKPOINT                  COCO mAP of a checkpoint
+  test [RECIPE] CHECKPOINT|RESULTS.json     COCO mAP of a checkpoint, or of what any tool found
+  compare RUN|CHECKPOINT|RESULTS.json ...   what is better, by how much, and how sure that is: a page and JSON
   transfer IN OUT                           checkpoints to and from MMDetection, or to safetensors
   predict CHECKPOINT IMAGE_OR_FOLDER ...    annotated pictures and one JSON
   data DIR                                  what a data set holds, and whether it can be trained on
@@ -34,6 +35,7 @@ ADVICE = {
     "and --data.long-edge, or lower --data.workers",
     "check": "lower --train.batch, --data.short-edge and --data.long-edge",
     "test": "lower --data.short-edge and --data.long-edge, or --data.workers",
+    "compare": "lower --data.workers",
     "predict": "lower --batch",
 }
 """What to do when memory is short."""
@@ -110,5 +112,6 @@ def _run(command: str, arguments: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    name: partial(_run, name) for name in ("recipes", "check", "train", "test", "transfer", "predict", "data", "demo")
+    name: partial(_run, name)
+    for name in ("recipes", "check", "train", "test", "compare", "transfer", "predict", "data", "demo")
 }

@@ -1,4 +1,4 @@
-"""`mgdet test [RECIPE] CHECKPOINT`"""
+"""`mgdet test [RECIPE] CHECKPOINT|RESULTS.json`"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mgdet.cli.parsing import Devices, count_devices, parse, recipe_or_file, say
+from mgdet.cli.parsing import Devices, Start, count_devices, parse, recipe_or_file, say
 from mgdet.config import DataConfig, ModelConfig
 from mgdet.recipes import RECIPES, load_recipe
 
@@ -18,13 +18,13 @@ NO_RECIPE = "alone"
 
 @dataclass(kw_only=True)
 class TestArguments:
-    """Measure a checkpoint on the evaluation images of a recipe: COCO's twelve numbers and a table of each class.
+    """Measure a checkpoint, or what any tool found: COCO's twelve numbers and a table of each class.
 
     Without a recipe the checkpoint says itself which detector it holds, and the data are those of --data.root.
     """
 
-    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint file, its URL, or a run's folder."""
+    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT|RESULTS.json")]
+    """A checkpoint file, its URL, a run's folder, or a .json file of any tool's detections in COCO's results format."""
     student: ModelConfig
     """The recipe's detector."""
     data: DataConfig
@@ -46,19 +46,25 @@ class TestArguments:
 
 def run(arguments: list[str]) -> int:
     """`mgdet test [RECIPE] CHECKPOINT ...`"""
-    if arguments and _is_checkpoint(arguments[0]):
+    from mgdet.evaluate.results import is_results_file
+
+    lines: tuple[str, ...] = ()
+    if arguments and is_results_file(arguments[0]):
+        start = Start(load_recipe(NO_RECIPE), "RESULTS.json", arguments)
+        config = start.config
+    elif arguments and _is_checkpoint(arguments[0]):
         from mgdet.models.recognise import recognise
 
-        name, rest, recognised = "CHECKPOINT", arguments, recognise(arguments[0])
+        recognised = recognise(arguments[0])
         config = replace(load_recipe(NO_RECIPE), student=recognised.model, data=recognised.data())
-        lines = recognised.lines
+        start, lines = Start(config, "CHECKPOINT", arguments), recognised.lines
     else:
         start = recipe_or_file(arguments, "test")
-        config, lines, name, rest = start.config, (), start.words, start.rest
+        config = start.config
     default = TestArguments(
         checkpoint=tyro.MISSING, student=config.student, data=config.data, eval=config.train.metrics
     )
-    parsed = parse(TestArguments, rest, f"test {name}", default)
+    parsed = parse(TestArguments, start.rest, f"test {start.words}", default)
     config = replace(config, student=parsed.student, data=parsed.data)
 
     from mgdet.distributed import join, launch, under_torchrun

@@ -42,6 +42,7 @@ def open_splits(
     train_masks: bool = False,
     val_masks: bool = False,
     required: tuple[str, ...] = ("train", "val"),
+    unlabelled: bool = False,
     barrier: Callable[[], None] = lambda: None,
 ) -> Splits:
     """Finds and reads the splits that a run or a test needs.
@@ -50,6 +51,7 @@ def open_splits(
         data: names that are empty are found by looking.
         train_masks, val_masks: read masks in that split.
         required: ("train", "val"), or ("val",) to measure only.
+        unlabelled: also take a split in which no image has an annotation; its records are not `annotated`.
         barrier: waits for all processes of the run, which open the splits together and read them once a machine.
 
     Raises:
@@ -57,7 +59,9 @@ def open_splits(
     """
     places, title = find_places(data, required=required)
     masks = {"train": train_masks, "val": val_masks}
-    read = cache(lambda: _read_splits(data, places, masks, required))  # both come from one reading, once it is needed
+    read = cache(
+        lambda: _read_splits(data, places, masks, required, unlabelled)
+    )  # both come from one reading, once it is needed
     records = {split: read_shared(partial(_one_of, read, split), split, barrier) for split in required}
     return Splits(records, with_places(data, places), _line(data, title, places, records))
 
@@ -67,18 +71,24 @@ def _one_of(read: Callable[[], dict[str, Records]], split: str) -> Records:
 
 
 def _read_splits(
-    data: DataConfig, places: Mapping[str, Place], masks: Mapping[str, bool], required: tuple[str, ...]
+    data: DataConfig,
+    places: Mapping[str, Place],
+    masks: Mapping[str, bool],
+    required: tuple[str, ...],
+    unlabelled: bool,
 ) -> dict[str, Records]:
     root = Path(data.root)
     if data.val_share:
         return _divide(root, places["train"], masks, data.val_share, data.split_seed)
     # VOC's classes are those that occur, so both of its splits are looked at, whichever is asked for.
     wanted = [s for s in masks if s in places and (s in required or format_of(root, places[s]) == "voc")]
-    return read_places(root, {split: places[split] for split in wanted}, masks)
+    return read_places(root, {split: places[split] for split in wanted}, masks, unlabelled=unlabelled)
 
 
-def read_places(root: Path, places: Mapping[str, Place], masks: Mapping[str, bool]) -> dict[str, Records]:
-    """Reads splits of any formats, each with or without masks.
+def read_places(
+    root: Path, places: Mapping[str, Place], masks: Mapping[str, bool], *, unlabelled: bool = False
+) -> dict[str, Records]:
+    """Reads splits of any formats, each with or without masks; `unlabelled` as in `open_splits`.
 
     Raises:
         UserError: one cannot be read.
@@ -86,13 +96,14 @@ def read_places(root: Path, places: Mapping[str, Place], masks: Mapping[str, boo
     records: dict[str, Records] = {}
     voc = {split: place for split, place in places.items() if format_of(root, place) == "voc"}
     if voc:
-        records.update(zip(voc, read_voc(root, list(voc.values()), masks=[masks[split] for split in voc])))
+        own = read_voc(root, list(voc.values()), masks=[masks[split] for split in voc], unlabelled=unlabelled)
+        records.update(zip(voc, own))
     for split, place in places.items():
         if split in voc:
             continue
         path = root / place.annotations
         if format_of(root, place) == "yolo":
-            records[split] = read_yolo(path, place.images, masks=masks[split])
+            records[split] = read_yolo(path, place.images, masks=masks[split], unlabelled=unlabelled)
         else:
             records[split] = read_coco(path, root / place.images, masks=masks[split])
     return {split: records[split] for split in places}

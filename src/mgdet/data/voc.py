@@ -44,7 +44,9 @@ class VocImage(NamedTuple):
     first_pixel: int
 
 
-def read_voc(root: Path, places: Sequence[tuple[str, str]], *, masks: Sequence[bool]) -> list[Records]:
+def read_voc(
+    root: Path, places: Sequence[tuple[str, str]], *, masks: Sequence[bool], unlabelled: bool = False
+) -> list[Records]:
     """Reads splits in Pascal VOC's format, which share their classes: all that occur, in the order of the alphabet.
 
     Args:
@@ -52,6 +54,7 @@ def read_voc(root: Path, places: Sequence[tuple[str, str]], *, masks: Sequence[b
         places: for each split the list of its images or its folder of XML files, and its folder of images, both
             inside `root`.
         masks: for each split, whether objects need one: VOC's XML holds none, so all are then left out.
+        unlabelled: also take a list none of whose images has an XML file; its records are not `annotated`.
 
     Returns:
         The records of each split.
@@ -59,7 +62,7 @@ def read_voc(root: Path, places: Sequence[tuple[str, str]], *, masks: Sequence[b
     Raises:
         UserError: something is missing or is not in VOC's format.
     """
-    splits = [_read_split(root / annotations, root / images) for annotations, images in places]
+    splits = [_read_split(root / annotations, root / images, unlabelled) for annotations, images in places]
     classes = sorted({thing.name for split in splits for image in split for thing in image.objects})
     if not classes:
         raise UserError(f"no XML file of '{root / places[0][0]}' has an object, so there is no class to learn")
@@ -69,17 +72,19 @@ def read_voc(root: Path, places: Sequence[tuple[str, str]], *, masks: Sequence[b
     ]
 
 
-def _read_split(annotations: Path, images: Path) -> list[VocImage]:
-    files = _xml_files(annotations)
+def _read_split(annotations: Path, images: Path, unlabelled: bool) -> list[VocImage]:
+    files = _xml_files(annotations, unlabelled)
     if not images.is_dir():
         raise UserError(f"there is no folder '{images}' with the images of '{annotations}'")
     listed = {name.lower(): name for name in list_images(images)}
     by_stem = {str(Path(name).with_suffix("")).lower(): name for name in listed.values()}
+    if not _is_file(files[0]):  # then none of them is there
+        return [VocImage(file, by_stem.get(file.stem.lower(), f"{file.stem}.jpg"), 0, 0, [], 0) for file in files]
     return [_read_image(file, listed, by_stem) for file in files]
 
 
-def _xml_files(annotations: Path) -> list[Path]:
-    """The XML files of a split: all in a folder, or those that a list names."""
+def _xml_files(annotations: Path, unlabelled: bool) -> list[Path]:
+    """The XML files of a split: all in a folder, or those that a list names; if `unlabelled`, none need be there."""
     if annotations.is_dir():
         files = sorted(file for file in annotations.iterdir() if file.suffix.lower() == ".xml" and file.name[0] != ".")
         if not files:
@@ -94,7 +99,7 @@ def _xml_files(annotations: Path) -> list[Path]:
     lines = read_bytes(annotations, MAX_LIST_BYTES).decode("utf-8-sig", "replace").splitlines()
     files = [_xml_of(home, line.strip()) for line in lines if line.strip()]
     missing = [file for file in files if not _is_file(file)]
-    if missing:
+    if missing and not (unlabelled and len(missing) == len(files)):
         names = ", ".join(f"{file.name:.80}" for file in missing[:3])
         images = "1 image" if len(missing) == 1 else f"{len(missing):,} images"
         raise UserError(f"'{annotations}' lists {images} without an XML file in '{home}': {names}")
@@ -160,6 +165,7 @@ def _pixels(size: ET.Element, side: str) -> int:
 def _records(split: list[VocImage], source: str, folder: Path, classes: list[str], masks: bool) -> Records:
     builder = RecordsBuilder(source, folder, classes, masks=masks)
     label = {name: i for i, name in enumerate(classes)}
+    builder.annotated = _is_file(split[0].xml)
     for image in split:
         index = builder.add_image(image.image, image.height, image.width)
         for i, thing in enumerate(image.objects):

@@ -48,13 +48,14 @@ class Yaml:
     keypoints: int = 0
 
 
-def read_yolo(file: Path, split: str, *, masks: bool) -> Records:
+def read_yolo(file: Path, split: str, *, masks: bool, unlabelled: bool = False) -> Records:
     """Reads one split of a data set in YOLO's format.
 
     Args:
         file: the YAML file.
         split: the key of the split in it.
         masks: read polygons as masks; objects that have only a box are then left out.
+        unlabelled: also take a split in which no image has a label file; its records are not `annotated`.
 
     Returns:
         The records; file names start from the YAML file's folder.
@@ -74,7 +75,8 @@ def read_yolo(file: Path, split: str, *, masks: bool) -> Records:
         if labels is not None:
             labelled += 1
             _add_labels(builder, about, index, labels, height, width)
-    if not labelled:
+    builder.annotated = labelled > 0
+    if not labelled and not unlabelled:
         expected = _label_files(file.parent / images[0])[0]
         raise UserError(
             f"none of the {len(images):,} images of {split} in '{file}' has a label file; "

@@ -27,7 +27,7 @@ from mgdet.files import atomic_write
 from mgdet.interop.weights import read_checkpoint
 from mgdet.models import load_detector
 from mgdet.recipes.demo import IMAGE_SIZE, PAIRS, demo_distilled, demo_student, demo_teacher
-from mgdet.report.measure import percent
+from mgdet.report.numbers import percent
 from mgdet.structures import Target
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")

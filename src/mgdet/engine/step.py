@@ -21,7 +21,7 @@ from mgdet.engine.schedule import scaled_lr
 from mgdet.methods.student import DistilledStudent, Measured
 from mgdet.methods.teacher import Teacher
 from mgdet.precision import autocast
-from mgdet.structures import Seen
+from mgdet.structures import Pixels, Seen
 
 
 class Outcome(NamedTuple):
@@ -165,15 +165,8 @@ class Step:
         """
         if self.teacher is None or self.config.teacher is None:
             return ()
-        face = self.teacher.detector
-        canvas = teacher_canvas(
-            (images.shape[2], images.shape[3]), self.config.teacher.canvas, face.native_size, face.multiple
-        )
-        sizes = batch.sizes
-        if face.pixels != self.student.student.pixels or canvas != (images.shape[2], images.shape[3]):
-            images, sizes = batch.images_on(canvas, face.pixels)
-            images = images.contiguous(memory_format=torch.channels_last)
-        return self.teacher.see(images, sizes, outputs=self.student.reads_outputs)
+        own = self.student.student.pixels
+        return show(self.teacher, self.config.teacher.canvas, batch, images, own, outputs=self.student.reads_outputs)
 
     def autocast(self) -> torch.autocast:
         """The context in which losses are computed."""
@@ -187,6 +180,33 @@ class Step:
         """Every random draw of a step is a function of seed, step and rank: resuming needs no generator's state."""
         sequence = np.random.SeedSequence((self.config.train.seed, number, self.world.rank))
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
+
+def show(
+    teacher: Teacher,
+    wanted: tuple[int, int],
+    batch: Batch,
+    images: Tensor,
+    pixels: Pixels,
+    *,
+    outputs: bool = False,
+) -> Seen:
+    """What a teacher shows of a batch, on its own canvas and with its own normalisation.
+
+    Args:
+        teacher: on the device of the batch.
+        wanted: `teacher.canvas` of the config.
+        batch: what `images` were made of.
+        images: (B, 3, H, W), the batch as the student takes it.
+        pixels: the normalisation of `images`.
+        outputs: also run the teacher's head.
+    """
+    face, size, sizes = teacher.detector, (images.shape[2], images.shape[3]), batch.sizes
+    canvas = teacher_canvas(size, wanted, face.native_size, face.multiple)
+    if face.pixels != pixels or canvas != size:
+        images, sizes = batch.images_on(canvas, face.pixels)
+        images = images.contiguous(memory_format=torch.channels_last)
+    return teacher.see(images, sizes, outputs=outputs)
 
 
 def teacher_canvas(

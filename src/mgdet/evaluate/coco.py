@@ -106,7 +106,9 @@ def evaluate(
     check_truth(records, metrics)
     truth = Truth(records)
     own = truth.results(results)
-    return {metric: _scores(truth.coco(masks=metric == "segm"), own, metric, records) for metric in metrics}
+    return {
+        metric: coco_scores(evaluator(truth.coco(masks=metric == "segm"), own, metric), records) for metric in metrics
+    }
 
 
 def check_truth(records: Records, metrics: Sequence[str]) -> None:
@@ -126,17 +128,32 @@ def check_truth(records: Records, metrics: Sequence[str]) -> None:
         raise UserError(f"metric segm needs masks, and no object in '{records.source}' has one{why}; choose bbox")
 
 
-def _scores(truth: hotcoco.COCO, results: list[dict[str, Any]], metric: str, records: Records) -> CocoScores:
+def evaluator(truth: hotcoco.COCO, results: list[dict[str, Any]], metric: str) -> hotcoco.COCOeval:
+    """hotcoco's evaluator of one metric, after it has matched all detections.
+
+    Args:
+        truth: what `Truth.coco` gives; for "segm" with masks.
+        results: detections with the ids of `truth`.
+        metric: "bbox" or "segm".
+
+    Raises:
+        UserError: "segm" is asked for and the results have no masks.
+    """
     if metric == "segm":
         if any("segmentation" not in result for result in results):
             raise UserError("metric segm needs masks, and this detector finds only boxes; choose bbox")
         # With a box in the result its area would decide between small, medium and large.
         results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
-    evaluator = hotcoco.COCOeval(truth, truth.load_res(results), metric)
-    evaluator.evaluate()
-    evaluator.accumulate()
+    matched = hotcoco.COCOeval(truth, truth.load_res(results), metric)
+    matched.evaluate()
+    matched.accumulate()
+    return matched
+
+
+def coco_scores(matched: hotcoco.COCOeval, records: Records) -> CocoScores:
+    """COCO's numbers of an evaluator that has matched detections with the objects of the records."""
     # precision: (10 IoUs, 101 recalls, K classes, 4 areas, 3 limits); recall: the same without recalls.
-    arrays = evaluator.eval
+    arrays = matched.eval
     assert arrays is not None
     return CocoScores(
         stats={name: _mean(arrays, name) for name in _STATS},

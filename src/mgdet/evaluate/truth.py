@@ -19,29 +19,38 @@ class Truth:
 
     Images count from 1 by ascending id of the file: at equal scores COCO's protocol goes by their order. Categories
     count from 1 by label, annotations from 1 by row.
+
+    order: the records' images by their number here, from 1 on.
     """
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        order = sorted(range(len(records)), key=lambda i: id_order(records.image_ids[i]))
+        self.order = order = sorted(range(len(records)), key=lambda i: id_order(records.image_ids[i]))
         self._image_numbers = np.empty(len(records), dtype=np.int64)
         self._image_numbers[order] = np.arange(1, len(records) + 1)
         self._images = dict(zip(records.image_ids, self._image_numbers.tolist()))
         self._categories = {category: label + 1 for label, category in enumerate(records.category_ids)}
 
-    def coco(self, *, masks: bool) -> hotcoco.COCO:
-        """The ground truth; with `masks` only the objects that have one."""
-        records = self._records
+    def coco(self, *, masks: bool, copies: int = 1) -> hotcoco.COCO:
+        """The ground truth.
+
+        Args:
+            masks: only the objects that have one.
+            copies: every object and every class is there so many times: class c of K stands in copy i as i * K + c, so
+                that detections of several runs are matched each with objects of their own.
+        """
+        records, number = self._records, len(self._records.classes)
         rows = np.arange(len(records.labels))
         if masks:
             rows = rows[records.spans[:, 1] > records.spans[:, 0]]
-        owners = np.repeat(self._image_numbers, np.diff(records.starts))[rows]
+        copy, rows = np.repeat(np.arange(copies), len(rows)), np.tile(rows, copies)
+        owners = np.repeat(self._image_numbers, np.diff(records.starts))
         annotations = [
-            {"id": row + 1, "image_id": image, "category_id": label + 1, "bbox": box, "iscrowd": int(crowd)}
-            for row, image, label, box, crowd in zip(
-                rows.tolist(),
-                owners.tolist(),
-                records.labels[rows].tolist(),
+            {"id": id_, "image_id": image, "category_id": category, "bbox": box, "iscrowd": int(crowd)}
+            for id_, image, category, box, crowd in zip(
+                (rows + 1 + copy * len(records.labels)).tolist(),
+                owners[rows].tolist(),
+                (records.labels[rows] + 1 + copy * number).tolist(),
                 records.boxes[rows].tolist(),
                 records.crowd[rows].tolist(),
             )
@@ -55,7 +64,7 @@ class Truth:
         return hotcoco.COCO(
             {
                 "images": [{"id": i, "file_name": "", "height": height, "width": width} for i, height, width in sizes],
-                "categories": [{"id": label + 1, "name": str(label)} for label in range(len(records.classes))],
+                "categories": [{"id": label + 1, "name": str(label)} for label in range(copies * number)],
                 "annotations": annotations,
             }
         )

@@ -50,11 +50,19 @@ class MGD(FeatureMethod):
             ValueError: the maps do not have the same B, H and W.
         """
         same_place(student, teacher)
-        batch, _, height, width = student.shape
+        _, generated = self.regenerate(student)
+        with torch.autocast(student.device.type, enabled=False):
+            return self.weight / len(student) * F.mse_loss(generated.float(), teacher.float(), reduction="sum")
+
+    def regenerate(self, student: Tensor) -> tuple[Tensor, Tensor]:
+        """What is left of the student's map (B, student_channels, H, W) and what the generator makes of that.
+
+        Returns:
+            The mask (B, 1, H, W) bool, True where a cell is kept, and the generated map (B, teacher_channels, H, W).
+        """
         if not torch.is_autocast_enabled(student.device.type):
             student = student.float()
         view = student if self.align is None else self.align(student)
+        batch, _, height, width = student.shape
         kept = torch.rand((batch, 1, height, width), device=student.device) <= 1 - self.mask_ratio
-        generated = self.generation(view * kept)
-        with torch.autocast(student.device.type, enabled=False):
-            return self.weight / batch * F.mse_loss(generated.float(), teacher.float(), reduction="sum")
+        return kept, self.generation(view * kept)

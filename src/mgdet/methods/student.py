@@ -31,6 +31,19 @@ class Measured(NamedTuple):
     norms: dict[str, Tensor]
 
 
+class Compared(NamedTuple):
+    """What one module of a method compares.
+
+    level: position of the student's map.
+    student: (B, C, H, W), before it is aligned.
+    teacher: (B, C', H, W); for methods that fit sizes themselves its H and W may differ.
+    """
+
+    level: int
+    student: Tensor
+    teacher: Tensor
+
+
 class DistilledStudent(nn.Module):
     """A detector and its methods of distillation; its forward returns every loss of a training step.
 
@@ -134,10 +147,26 @@ class DistilledStudent(nn.Module):
 
     def _compare(self, method: Any, pair: Pair, seen: Seen, theirs: Seen, truth: Truth) -> Tensor:
         """The loss of one module."""
+        mine, other = self._maps(method, pair, seen, theirs)
+        loss: Tensor = method(mine, other, truth) if method.needs_truth else method(mine, other)
+        return loss
+
+    def compared(self, seen: Seen, theirs: Seen) -> dict[str, Compared]:
+        """What each method for a pair of levels compares, by the name of its loss.
+
+        Args:
+            seen, theirs: what student and teacher showed of the same images.
+        """
+        return {
+            name: Compared(pair.student, *self._maps(self.distill_losses[name], pair, seen, theirs))
+            for name, pair in self._pairs.items()
+        }
+
+    def _maps(self, method: Any, pair: Pair, seen: Seen, theirs: Seen) -> tuple[Tensor, Tensor]:
+        """Both maps as a module compares them: the teacher's standardised, and on the student's grid, where need be."""
         mine, other = getattr(seen, method.reads)[pair.student], getattr(theirs, method.reads)[pair.teacher]
         if self.standardised:
             other = standardise(other)
         if not self._one_for_each_tap and not method.fits_sizes:
             other = fit_size(other, (mine.shape[2], mine.shape[3]))
-        loss: Tensor = method(mine, other, truth) if method.needs_truth else method(mine, other)
-        return loss
+        return mine, other

@@ -1,4 +1,4 @@
-"""What `mgdet test` does: a checkpoint over a data set, its scores as tables, its detections as a file."""
+"""What `mgdet test` does: a checkpoint or detections over a data set, scores as tables, detections as a file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,14 +14,17 @@ from rich.table import Table
 
 from mgdet.config import Config
 from mgdet.data.dataset import DetectionDataset
+from mgdet.data.images import check_images
 from mgdet.data.open import open_splits
 from mgdet.distributed import World
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import METRICS, CocoScores, check_truth, evaluate, run_detector
+from mgdet.evaluate.results import is_results_file, read_results, results_notes
 from mgdet.files import atomic_write
 from mgdet.interop.weights import read_checkpoint
 from mgdet.models import has_masks, load_detector
 from mgdet.precision import set_float32
+from mgdet.report.numbers import percent
 
 LINES = {
     "AP": "average precision, IoU 0.50:0.95",
@@ -49,11 +53,11 @@ def test_checkpoint(
     ema: bool = False,
     amp: str = "off",
 ) -> dict[str, CocoScores] | None:
-    """Measures a checkpoint on the evaluation images of a recipe.
+    """Measures a checkpoint, or somebody's detections, on the evaluation images of a recipe.
 
     Args:
-        config: the recipe; its student and its data count.
-        source: a checkpoint file, its URL, or a run's folder.
+        config: the recipe; its student and its data count, for detections its data alone.
+        source: a checkpoint file, its URL, a run's folder, or a .json file in COCO's results format.
         metrics: "bbox", "segm" or both.
         out: where the detections go in COCO's results format; None for nowhere.
         world: this process among the others.
@@ -67,28 +71,75 @@ def test_checkpoint(
     Raises:
         UserError: bad input; `out` exists already.
     """
-    masks = has_masks(config.student)
+    given = is_results_file(source)
+    _check(config, source, metrics, out, given=given)
+    splits = open_splits(
+        config.data,
+        val_masks="segm" in metrics,
+        required=("val",),
+        unlabelled=out is not None,
+        barrier=world.barrier,
+    )
+    records = splits.records["val"]
+    measured = records.annotated or out is None
+    if measured:
+        check_truth(records, metrics)
+    if given:
+        if "segm" in metrics:
+            records = check_images(records)  # masks need the size of every image
+        results = read_results(Path(source), records, metrics)
+        lines = [f"{source}: {len(results):,} detections", splits.line, *results_notes(Path(source), results, records)]
+    else:
+        dataset = DetectionDataset(records, training=False)
+        line, found = _detect(config, source, dataset, world, ema=ema, amp=amp)
+        if found is None:
+            return None
+        records, results = dataset.records, found
+        lines = [line, splits.line, *dataset.notes]
+    if not world.main:
+        return None
+    for note in lines:
+        say(note)
+    scores = evaluate(records, results, metrics) if measured else {}
+    if not measured:
+        say(f"'{records.source}' has no annotations: nothing is measured")
+    for metric in scores:
+        say(_tables(metric, scores[metric]))
+    if out is not None:
+        atomic_write(out, lambda file: file.write(json.dumps(results).encode()))
+        say(f"{len(results):,} detections written to {out}")
+    return scores
+
+
+def _check(config: Config, source: str, metrics: Sequence[str], out: Path | None, *, given: bool) -> None:
+    """Refuses options that cannot be fulfilled; `given`: the source holds detections."""
     if not metrics:
         raise UserError("--eval is empty; give bbox, segm or both")
     for metric in metrics:
         if metric not in METRICS:
             raise UserError(f"--eval has '{metric}'; the choices are {' and '.join(METRICS)}")
-        if metric == "segm" and not masks:
+        if metric == "segm" and not given and not has_masks(config.student):
             raise UserError(f"--eval has segm, but a {config.student.detector} finds only boxes; choose bbox")
-    if out is not None and out.exists():
+    if out is None:
+        return
+    if given:
+        raise UserError(
+            f"--out writes the detections of a checkpoint, and {source} already holds some; leave --out out"
+        )
+    if out.exists():
         raise UserError(f"{out} exists already; give the name of a new file")
-    if out is not None and not out.parent.is_dir():
+    if not out.parent.is_dir():
         raise UserError(f"the folder {out.parent} of {out.name} does not exist; make it first")
-    splits = open_splits(config.data, val_masks="segm" in metrics, required=("val",), barrier=world.barrier)
-    records = splits.records["val"]
-    measured = records.annotated or out is None
-    if measured:
-        check_truth(records, metrics)
-    dataset = DetectionDataset(records, training=False)
+
+
+def _detect(
+    config: Config, source: str, dataset: DetectionDataset, world: World, *, ema: bool, amp: str
+) -> tuple[str, list[dict[str, Any]] | None]:
+    """The line that accounts for the checkpoint, and what it finds: all of it on rank 0, None elsewhere."""
     checkpoint = world.in_turn(lambda: read_checkpoint(source, ema=ema))
     set_float32(world.device, exact=True)
     detector, line = load_detector(config.student, checkpoint, dataset.classes)
-    with _progress(world) as progress:
+    with progress_bar(world.main) as progress:
         task = progress.add_task("testing", total=None)
         results = run_detector(
             detector.to(world.device),
@@ -103,28 +154,15 @@ def test_checkpoint(
             world_size=world.size,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    if results is None:
-        return None
-    say(line)
     if amp != "off":
-        say(f"measured with backbone and neck in {amp}; float32 may score a little differently")
-    for note in (splits.line, *dataset.notes):
-        say(note)
-    scores = evaluate(dataset.records, results, metrics) if measured else {}
-    if not measured:
-        say(f"'{records.source}' has no list 'annotations': nothing is measured")
-    for metric in scores:
-        say(_tables(metric, scores[metric]))
-    if out is not None:
-        atomic_write(out, lambda file: file.write(json.dumps(results).encode()))
-        say(f"{len(results):,} detections written to {out}")
-    return scores
+        line += f"\nmeasured with backbone and neck in {amp}; float32 may score a little differently"
+    return line, results
 
 
-def _progress(world: World) -> Progress:
+def progress_bar(shown: bool) -> Progress:
+    """A bar on the terminal that vanishes when it is done; nothing where there is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    shown = world.main and sys.stderr.isatty()
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown)
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not (shown and sys.stderr.isatty()))
 
 
 def _tables(metric: str, scores: CocoScores) -> str:
@@ -143,8 +181,3 @@ def _tables(metric: str, scores: CocoScores) -> str:
     with console.capture() as captured:
         console.print(summary, classes)
     return captured.get().rstrip()
-
-
-def percent(value: float) -> str:
-    """A score in [0, 1] in percent; "-" for -1, where there is nothing to score."""
-    return "-" if value < 0 else f"{100 * value:.1f}"

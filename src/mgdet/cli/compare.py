@@ -1,0 +1,77 @@
+"""`mgdet compare RUN|CHECKPOINT|RESULTS.json ...`"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mgdet.cli.parsing import parse, say
+from mgdet.config import DataConfig
+from mgdet.errors import UserError
+from mgdet.recipes import load_recipe
+
+SIZES = ("long_edge", "short_edge", "short_edge_step", "square", "flip")
+"""Settings of the data that belong to a detector."""
+
+
+@dataclass(kw_only=True)
+class CompareArguments:
+    """Measure runs, checkpoints and files of detections on the same images, and write a page that compares them."""
+
+    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN|CHECKPOINT|RESULTS.json...")]
+    """Run folders, checkpoint files or their URLs, and .json files of detections in COCO's results format. The others
+    are compared with the first; runs that differ only in their seed are grouped. NAME=... names a source."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images to measure on, by default those of the first run. Sizes come from each source's own config."""
+    teacher: str = ""
+    """The teacher, in any of these forms; empty: the one that the first distilled run names, if its file is here."""
+    recipe: str = ""
+    """The recipe of checkpoints that do not come from mgdet."""
+    eval: tuple[str, ...] = ()
+    """What to measure: bbox, segm or both; empty: what the first run measured during training, else bbox."""
+    resamples: int = 1000
+    """Bootstrap resamples of the images, for the confidence intervals."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+    out: str = "comparison"
+    """Folder for report.html and report.json."""
+
+
+def run(arguments: list[str]) -> int:
+    """`mgdet compare RUN|CHECKPOINT|RESULTS.json ...`"""
+    default = CompareArguments(sources=tyro.MISSING, data=_data_of_runs(arguments) or DataConfig())
+    parsed = parse(CompareArguments, arguments, "compare", default)
+    for name in SIZES:
+        if getattr(parsed.data, name) != getattr(default.data, name):
+            option = f"--data.{name.replace('_', '-')}"
+            raise UserError(f"{option} does not apply here: each source looks at images of its own config's sizes")
+
+    from mgdet.report.compare import compare
+    from mgdet.report.intervals import Bootstrap
+
+    compare(
+        parsed.sources,
+        data=parsed.data,
+        teacher=parsed.teacher or None,
+        out=Path(parsed.out),
+        recipe=load_recipe(parsed.recipe) if parsed.recipe else None,
+        metrics=parsed.eval,
+        bootstrap=Bootstrap(parsed.resamples, parsed.seed),
+        say=say,
+    )
+    return 0
+
+
+def _data_of_runs(arguments: list[str]) -> DataConfig | None:
+    """The data of the first run that is given before any option."""
+    given = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
+    if not given:
+        return None
+
+    from mgdet.report.sources import data_of
+
+    return data_of(given)
