@@ -65,7 +65,7 @@ def photos() -> torch.Tensor:
 
 def ours_of(pixels: torch.Tensor, detector: LibreYolo) -> torch.Tensor:
     """The images as our loader gives them: normalised, and zero in the padding."""
-    mean, std = (torch.tensor(values) for values in detector.pixels)
+    mean, std = (torch.tensor(values) for values in detector.pixels[:2])
     images = ((pixels.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
     for image, (height, width) in zip(images, SIZES):
         image[:, height:] = 0
