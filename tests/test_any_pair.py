@@ -13,6 +13,7 @@ import torch.distributed
 import torch.multiprocessing
 
 import mgdet.engine.loop as loop
+import mgdet.engine.prepare as prepare
 from mgdet.cli import main
 from mgdet.config import ModelConfig
 from mgdet.distributed import World
@@ -211,7 +212,7 @@ def _one_of_two(rank, name, root, teacher, folder):
         config.student = ModelConfig(detector=f"hf:{folder}/student", weights="random")
     config.train.batch, config.train.stop_after, config.train.eval_every = 1, 2, 0
     config.schedule.warmup_steps = 0
-    build = loop.build_models
+    build = prepare.build_models
 
     def watched(*arguments, **options):
         models = build(*arguments, **options)
@@ -221,7 +222,7 @@ def _one_of_two(rank, name, root, teacher, folder):
         return models
 
     found = []
-    loop.build_models = watched
+    prepare.build_models = watched
     world = World(rank=rank, size=2, device=torch.device("cpu"))
     assert loop.train(config, folder / "run", resume=False, world=world) == 0
     torch.save(found[0].state_dict(), folder / f"{rank}.pth")

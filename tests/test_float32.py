@@ -33,13 +33,13 @@ def test_nothing_changes_on_a_cpu():
 
 def test_training_may_round_and_measuring_and_predicting_may_not(tiny, tmp_path, monkeypatch, capsys):
     asked = []
-    for module in ("engine.loop", "report.measure", "evaluate.predict"):
+    for module in ("engine.prepare", "report.measure", "evaluate.predict"):
         monkeypatch.setattr(
             f"mgdet.{module}.set_float32", lambda device, exact, module=module: asked.append((module, exact)) or module
         )
     run, picture = tmp_path / "run", tiny.root / "val" / "0.jpg"
     assert main([*tiny.arguments("train"), "--run-dir", str(run), "--train.stop-after", "1"]) == 0
-    assert "  engine.loop\n" in (run / "log.txt").read_text()
+    assert "  engine.prepare\n" in (run / "log.txt").read_text()
     assert main([*tiny.arguments("test", distil=False), str(tiny.teacher)]) == 0
     assert main(["predict", str(tiny.teacher), str(picture), "--out", str(tmp_path / "out")]) == 0
-    assert asked == [("engine.loop", False), ("report.measure", True), ("evaluate.predict", True)]
+    assert asked == [("engine.prepare", False), ("report.measure", True), ("evaluate.predict", True)]
