@@ -6,6 +6,8 @@ A page may name what takes a download or hours; here is what stands for it, of t
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +20,7 @@ import pytest
 
 import tiny
 from mgdet.config import Config
+from mgdet.engine.loop import train
 from mgdet.recipes import RECIPES, Recipe
 from pages import PAGES, blocks
 from test_any_pair import save_tiny, stand_in
@@ -67,6 +70,30 @@ def furnish(commands: str, monkeypatch: pytest.MonkeyPatch) -> None:
         if hasattr(recipe.build, "__name__"):  # what a recipe of one's own starts from
             monkeypatch.setattr(sys.modules[recipe.build.__module__], recipe.build.__name__, small)
     _furnish_libraries(commands)
+    _furnish_runs(commands)
+
+
+def _furnish_runs(commands: str) -> None:
+    """Trains a student alone and one with a teacher, as small as any, and gives them the names that commands take up.
+
+    Those of other seeds are the same students once more.
+    """
+    taken_up = "\n".join(line for line in commands.splitlines() if re.search(r"compare|--config", line))
+    for name in dict.fromkeys(re.findall(r"\bruns/([\w-]+)", taken_up)):
+        kind, _, seed = name.partition("-")
+        recipe, trained = ("alone" if kind == "alone" else "distilled"), Path("trained", kind)
+        if not trained.exists():
+            config = getattr(tiny, recipe)()
+            config.data.root, config.schedule.epochs, config.schedule.drops = "data/coco", 1, ()
+            if config.teacher is not None:
+                config.teacher.weights = "teacher.pth"
+            assert train(config, trained, resume=False, world=tiny.ALONE) == 0
+        shutil.copytree(trained, Path("runs", name), dirs_exist_ok=True)
+        written = Path("runs", name, "config.json")
+        settings = json.loads(written.read_text())
+        settings["train"]["seed"] = int(seed or 0)
+        written.write_text(json.dumps(settings))
+        shutil.copy(written, "mine.yaml")  # JSON is YAML
 
 
 def _own_names(root: Path) -> None:

@@ -130,7 +130,7 @@ def test_files_can_be_read():
 def test_examples_in_python_run(page, here, monkeypatch):
     """One after the other, as somebody would type them."""
     names: dict[str, object] = {"__name__": "__page__"}
-    furnish("", monkeypatch)
+    furnish("".join(block.text for block in blocks(page, "python")), monkeypatch)
     for block in blocks(page, "python"):
         code = compile("\n" * block.line + block.text, name_of(page), "exec")
         if not block.not_run:
