@@ -9,12 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mgdet.api import Trained, check, compare, distill, train
     from mgdet.detectors.base import Detector
     from mgdet.detectors.build import build_detector
+    from mgdet.evaluate.model import Model, Prediction, load
     from mgdet.interop.weights import load_checkpoint
     from mgdet.methods.mgd import MGD
     from mgdet.methods.student import DistilledStudent
     from mgdet.methods.teacher import Teacher
+    from mgdet.planning.plan import Plan, plan
     from mgdet.structures import Detections, Pyramid, Target
 
 __version__ = "0.1.0"
@@ -24,11 +27,21 @@ __all__ = [
     "Detections",
     "Detector",
     "DistilledStudent",
+    "Model",
+    "Plan",
+    "Prediction",
     "Pyramid",
     "Target",
     "Teacher",
+    "Trained",
     "build_detector",
+    "check",
+    "compare",
+    "distill",
+    "load",
     "load_checkpoint",
+    "plan",
+    "train",
 ]
 
 _ROOMS = {
@@ -36,11 +49,21 @@ _ROOMS = {
     "Detections": "mgdet.structures",
     "Detector": "mgdet.detectors.base",
     "DistilledStudent": "mgdet.methods.student",
+    "Model": "mgdet.evaluate.model",
+    "Plan": "mgdet.planning.plan",
+    "Prediction": "mgdet.evaluate.model",
     "Pyramid": "mgdet.structures",
     "Target": "mgdet.structures",
     "Teacher": "mgdet.methods.teacher",
+    "Trained": "mgdet.api",
     "build_detector": "mgdet.detectors.build",
+    "check": "mgdet.api",
+    "compare": "mgdet.api",
+    "distill": "mgdet.api",
+    "load": "mgdet.evaluate.model",
     "load_checkpoint": "mgdet.interop.weights",
+    "plan": "mgdet.planning.plan",
+    "train": "mgdet.api",
 }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mgdet.data.transforms import View, read_image
+from mgdet.data.transforms import read_image
 from mgdet.detectors.retinanet import RetinaNet
 from mgdet.errors import UserError
 from mgdet.evaluate import fonts
@@ -94,21 +94,6 @@ def test_batches_are_full_of_one_size_and_each_picture_is_decoded_once(tiny, tmp
     assert len(read) == 9 and set(read.values()) == {1}
     assert [shape[0] for shape in shapes] == [3, 3, 3]
     assert len({shape[2:] for shape in shapes}) == 3
-
-
-def test_few_pictures_wait(photos, monkeypatch):
-    """Of many sizes none fills a batch; memory must not grow with their number."""
-    left = []
-    monkeypatch.setattr(
-        module, "read_image", lambda index: left.append(index) or np.zeros((32, 32 + 32 * index, 3), np.uint8)
-    )
-    pictures = [module.Picture(index, index) for index in range(40)]
-    seen, most = [], 0
-    for group in module._groups(pictures, View(0, 10_000, 32, False), 4):
-        seen += [waiting.index for waiting in group]
-        most = max(most, len(left) - len(seen) + len(group))
-    assert sorted(seen) == list(range(40))
-    assert most <= 12
 
 
 def test_tiny_and_long_pictures(tiny, tmp_path):

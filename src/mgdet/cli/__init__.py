@@ -16,6 +16,7 @@ from mgdet.errors import TrainingError, UserError, nearest, shortage
 USAGE = """\
 usage: mgdet COMMAND ...
 
+  distill TEACHER DATA [--student NAME]     any teacher into a small student, on your own data
   recipes                                   what can be trained, and what is published about it
   check RECIPE                              a look at a run before it is started: weights, teacher, one step, time
   train RECIPE [--section.field value ...]  train a student, with its teacher or alone (or --config FILE)
@@ -30,9 +31,13 @@ mgdet COMMAND --help says more of one of them; mgdet --version prints the versio
 source <(mgdet --print-completion bash) completes commands and options; so does zsh, and fish with a file."""
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TRAINING = (
+    "lower --train.batch and raise --train.accumulate as much, add --train.amp bf16, lower --data.short-edge and "
+    "--data.long-edge, or lower --data.workers"
+)
 ADVICE = {
-    "train": "lower --train.batch and raise --train.accumulate as much, add --train.amp bf16, lower --data.short-edge "
-    "and --data.long-edge, or lower --data.workers",
+    "train": _TRAINING,
+    "distill": _TRAINING,
     "check": "lower --train.batch, --data.short-edge and --data.long-edge",
     "test": "lower --data.short-edge and --data.long-edge, or --data.workers",
     "compare": "lower --data.workers",
@@ -113,5 +118,5 @@ def _run(command: str, arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     name: partial(_run, name)
-    for name in ("recipes", "check", "train", "test", "compare", "transfer", "predict", "data", "demo")
+    for name in ("distill", "recipes", "check", "train", "test", "compare", "transfer", "predict", "data", "demo")
 }

@@ -7,7 +7,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -91,6 +91,25 @@ def take_auto(arguments: Sequence[str], option: str) -> tuple[list[str], bool]:
         return list(arguments), False
     place = next(i for i, argument in enumerate(arguments) if argument in (option, f"{option}=auto"))
     return [*arguments[:place], *arguments[place + (2 if arguments[place] == option else 1) :]], True
+
+
+def given_settings(arguments: Sequence[str], config: Config) -> dict[str, Any]:
+    """The settings of a config that options name, with their values as `config` now has them.
+
+    Args:
+        arguments: all that was typed, e.g. `--train.batch 4 --no-inherit --student.no-norm-eval`.
+        config: as the options were read into it.
+    """
+    settings: dict[str, Any] = {}
+    for argument in arguments:
+        if argument.startswith("--"):
+            name = argument[2:].partition("=")[0].replace("-", "_")
+            section, _, field = name.rpartition(".")
+            for own in (field, field.removeprefix("no_")):
+                place: Any = getattr(config, section, None) if section else config
+                if own in getattr(place, "__dataclass_fields__", {}) and not is_dataclass(getattr(place, own)):
+                    settings[f"{section}.{own}" if section else own] = getattr(place, own)
+    return settings
 
 
 def parse(kind: type[Arguments], arguments: list[str], command: str, default: Arguments | None = None) -> Arguments:

@@ -38,13 +38,15 @@ def run(arguments: list[str]) -> int:
     parsed = parse(TrainArguments, rest, f"train {start.words}", TrainArguments(config=start.config))
     folder = Path(parsed.run_dir) if parsed.run_dir else start.folder(resume=parsed.resume)
 
-    from mgdet.distributed import join, launch, under_torchrun
-    from mgdet.engine.loop import train as run_train
-    from mgdet.planning.check import before_training
+    from mgdet.api import train
 
-    devices = count_devices(parsed.devices)
-    if devices > 1 and not under_torchrun():
-        return launch(devices, ["train", *arguments])
-    with join() as world:
-        look = before_training(folder, say=say) if parsed.check else None
-        return run_train(parsed.config, folder, resume=parsed.resume, world=world, fit_batch=fit_batch, check=look)
+    trained = train(
+        parsed.config,
+        folder,
+        resume=parsed.resume,
+        check=parsed.check,
+        devices=count_devices(parsed.devices),
+        fit_batch=fit_batch,
+        say=say,
+    )
+    return trained.code

@@ -65,7 +65,7 @@ class TrainSampler:
         self._long_edge, self._flip, self._square, self._seeds = long_edge, flip, square, seeds
         self._short_edges = np.arange(short_edge[0], short_edge[1] + 1, short_edge_step)
         self._step_images = batch * accumulate * world_size
-        self.steps_per_epoch = sum(-(-len(group) // self._step_images) for group in self._groups)
+        self.steps_per_epoch = steps_in_epoch(portrait, self._step_images)
 
     def __iter__(self) -> Iterator[list[View]]:
         epoch, step = divmod(self._start_step, self.steps_per_epoch)
@@ -102,6 +102,12 @@ class TrainSampler:
     def _seeds_of(self, epoch: int, shape: tuple[int, ...]) -> np.ndarray:
         """Seeds of one epoch's views, drawn apart: with them the images, sizes and flips are those without."""
         return np.random.default_rng((self._seed, epoch, 1)).integers(2**63, size=shape)
+
+
+def steps_in_epoch(portrait: Sequence[bool], images_per_step: int) -> int:
+    """Steps of one orientation each that an epoch of `TrainSampler` takes; `portrait` as it takes it."""
+    upright = int(np.sum(portrait))
+    return sum(-(-number // images_per_step) for number in (upright, len(portrait) - upright))
 
 
 def test_views(num_images: int, long_edge: int, short_edge: int, square: int = 0) -> list[View]:

@@ -5,32 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import cv2
-import numpy as np
 import torch
 
-from mgdet.config import Config, DataConfig, ModelConfig
-from mgdet.data.batch import collate
-from mgdet.data.coco_names import COCO_CLASSES
+from mgdet.config import Config, DataConfig
 from mgdet.data.pictures import depth_notes
-from mgdet.data.sampler import by_size
-from mgdet.data.transforms import Example, View, check_readable, make_example, read_image
+from mgdet.data.transforms import check_readable, read_image
 from mgdet.detectors.face import Face
 from mgdet.errors import UserError
-from mgdet.evaluate.coco import IMAGES_AT_ONCE, coco_results, detect
+from mgdet.evaluate.coco import IMAGES_AT_ONCE, coco_results
 from mgdet.evaluate.draw import draw_detections
 from mgdet.evaluate.fonts import can_write
 from mgdet.evaluate.sources import Picture, find_pictures, listed
+from mgdet.evaluate.stream import find_in
 from mgdet.files import atomic_write
-from mgdet.interop.weights import Checkpoint, count_classes, read_checkpoint
 from mgdet.layers.inference import inference_form
-from mgdet.models import check_agrees, detector_from, load_detector, recognise_checkpoint
+from mgdet.models.opened import open_detector
 from mgdet.precision import set_float32
 from mgdet.structures import Detections
 
@@ -82,17 +77,9 @@ def predict(
             raise UserError(f"{out} already holds {picture.copy}, which would be written over; give another --out")
     for picture in pictures:
         check_readable(picture.file)  # what is found now is found before the first picture is written
-    checkpoint = read_checkpoint(source, ema=ema)
-    if recipe is None:
-        recognised = recognise_checkpoint(checkpoint)
-        model, data, known = recognised.model, recognised.data(), recognised.classes
-        lines = recognised.lines if checkpoint.config is None else ()  # our own say nothing new
-    else:
-        check_agrees(recipe.student, checkpoint, role="the recipe", advice="leave --recipe out")
-        model, data, known, lines = recipe.student, recipe.data, None, ()
-    classes = known or _classes(model, checkpoint)
-    detector, line = load_detector(model, checkpoint, classes)
-    notes = [*lines, line, *depth_notes([picture.file for picture in pictures])]
+    opened = open_detector(source, recipe=recipe, ema=ema)
+    classes = opened.classes
+    notes = [*opened.lines, *depth_notes([picture.file for picture in pictures])]
     if skipped:
         files = "other files were" if skipped.total() > 1 else "other file was"
         notes.append(f"{skipped.total():,} {files} left out: {listed(skipped)}")
@@ -102,8 +89,8 @@ def predict(
         say(note)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     set_float32(device, exact=True)
-    detector = inference_form(detector.to(device))
-    report = _predict_all(detector, pictures, data, classes, out=out, score=score, batch=batch)
+    detector = inference_form(opened.detector.to(device))
+    report = _predict_all(detector, pictures, opened.data, classes, out=out, score=score, batch=batch)
     total = sum(len(entry["objects"]) for entry in report)
     objects, images_ = "object" if total == 1 else "objects", "image" if len(report) == 1 else "images"
     say(f"{total:,} {objects} in {len(report):,} {images_}; pictures and {JSON_FILE} are in {out}")
@@ -122,24 +109,20 @@ def _predict_all(
 ) -> list[dict[str, Any]]:
     """Writes every picture and then the report, which it returns; or, where something fails, nothing."""
     report: list[dict[str, Any]] = [{} for _ in pictures]
-    device = next(detector.parameters()).device
-    view = View(0, data.long_edge, data.short_edge[1], False, data.square)
+    read = ((read_image(picture.file), str(picture.file)) for picture in pictures)
     written: list[Path] = []
     was_there = out.exists()
     _make_folder(out)
     try:
-        for group in _groups(pictures, view, batch):
-            pixels = collate([waiting.example for waiting in group]).to(device)
-            for waiting, found in zip(group, detect(detector, pixels)):
-                kept = _above(found, score)
-                file, copy = pictures[waiting.index]
-                _, encoded = cv2.imencode(".jpg", draw_detections(waiting.image, kept, classes, score=score))
-                _make_folder((out / copy).parent)
-                atomic_write(out / copy, partial(_write, encoded.tobytes()))
-                written.append(out / copy)
-                height, width = waiting.image.shape[:2]
-                entry = {"file": str(file), "picture": copy.as_posix(), "width": width, "height": height}
-                report[waiting.index] = entry | {"objects": _objects(kept, classes)}
+        for index, image, found in find_in(detector, read, data, score=score, batch=batch):
+            file, copy = pictures[index]
+            _, encoded = cv2.imencode(".jpg", draw_detections(image, found, classes, score=score))
+            _make_folder((out / copy).parent)
+            atomic_write(out / copy, partial(_write, encoded.tobytes()))
+            written.append(out / copy)
+            height, width = image.shape[:2]
+            entry = {"file": str(file), "picture": copy.as_posix(), "width": width, "height": height}
+            report[index] = entry | {"objects": _objects(found, classes)}
         atomic_write(out / JSON_FILE, lambda stream: stream.write(json.dumps(report, indent=1).encode()))
     except Exception:
         for path in written:
@@ -151,50 +134,11 @@ def _predict_all(
     return report
 
 
-@dataclass(slots=True)
-class _Waiting:
-    """A picture that waits for others of its size.
-
-    index: its place in the report.
-    image: (H, W, 3) uint8, BGR, as it was read.
-    example: it, as the detector sees it.
-    """
-
-    index: int
-    image: np.ndarray
-    example: Example
-
-
-def _groups(pictures: Sequence[Picture], view: View, batch: int) -> Iterator[list[_Waiting]]:
-    """The pictures in groups of one padded size; at most three times `batch` pictures wait in memory."""
-
-    def read() -> Iterator[_Waiting]:
-        for index, picture in enumerate(pictures):
-            image = read_image(picture.file)
-            yield _Waiting(index, image, make_example(image, view, file=str(picture.file)))
-
-    return by_size(read(), lambda waiting: waiting.example.target.padded, batch, most=3 * batch)
-
-
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from None
-
-
-def _classes(model: ModelConfig, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The class names: the checkpoint's own, or COCO's for 80 classes, or numbers."""
-    if checkpoint.classes is not None:
-        return checkpoint.classes
-    number = count_classes(detector_from(model, len(COCO_CLASSES)), checkpoint) or len(COCO_CLASSES)
-    return COCO_CLASSES if number == len(COCO_CLASSES) else tuple(f"class {i}" for i in range(number))
-
-
-def _above(found: Detections, score: float) -> Detections:
-    keep = found.scores >= score
-    masks = None if found.masks is None else found.masks[keep].cpu()
-    return Detections(found.boxes[keep].cpu(), found.scores[keep].cpu(), found.labels[keep].cpu(), masks)
 
 
 def _objects(found: Detections, classes: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,0 +1,74 @@
+"""A detector from wherever it lies, with its classes and the size of its images, ready to find objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mgdet.config import Config, DataConfig, ModelConfig
+from mgdet.data.coco_names import COCO_CLASSES
+from mgdet.detectors.face import Face
+from mgdet.detectors.foreign import SOURCES
+from mgdet.errors import UserError
+from mgdet.interop.weights import Checkpoint, count_classes, read_checkpoint
+from mgdet.models.agree import check_agrees
+from mgdet.models.detectors import detector_from, foreign_from, load_detector
+from mgdet.models.recognise import recognise, recognise_checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A detector with its weights, in eval mode on the CPU, and what is known of it.
+
+    source: where it came from.
+    detector: the network.
+    classes: names by label.
+    data: how its images are resized; the rest of the section means nothing.
+    lines: what was recognised and loaded, for people.
+    """
+
+    source: str
+    detector: Face
+    classes: tuple[str, ...]
+    data: DataConfig
+    lines: tuple[str, ...]
+
+
+def open_detector(source: str, *, recipe: Config | None = None, ema: bool = False) -> Opened:
+    """Reads a detector from anywhere.
+
+    Args:
+        source: a checkpoint file, its URL, a run's folder, or SOURCE:NAME of another library.
+        recipe: what the file holds; None to recognise it.
+        ema: take the copy that the file keeps under the name of an exponential moving average.
+
+    Raises:
+        UserError: it is missing, damaged, or no detector that this package knows.
+    """
+    if ":" in source and source.partition(":")[0] in SOURCES:
+        return _foreign(source)
+    checkpoint = read_checkpoint(source, ema=ema)
+    if recipe is None:
+        known = recognise_checkpoint(checkpoint)
+        model, data, classes, lines = known.model, known.data(), known.classes, known.lines
+    else:
+        check_agrees(recipe.student, checkpoint, role="the recipe", advice="leave --recipe out")
+        model, data, classes, lines = recipe.student, recipe.data, checkpoint.classes, ()
+    classes = classes or _counted(model, checkpoint)
+    detector, line = load_detector(model, checkpoint, classes)
+    return Opened(source, detector, classes, data, (*lines, line))
+
+
+def _foreign(source: str) -> Opened:
+    """A detector of another library with the library's own weights."""
+    known = recognise(source)
+    if known.classes is None:
+        raise UserError(f"{source} names no classes, so it finds nothing that could be named; give a detector")
+    lines = list(known.lines)
+    detector = foreign_from(known.model, known.classes, lines.append, role="model")
+    return Opened(source, detector.eval(), known.classes, known.data(), tuple(lines))
+
+
+def _counted(model: ModelConfig, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Class names where nothing gives them: COCO's for 80 classes, or else numbers."""
+    number = count_classes(detector_from(model, len(COCO_CLASSES)), checkpoint) or len(COCO_CLASSES)
+    return COCO_CLASSES if number == len(COCO_CLASSES) else tuple(f"class {i}" for i in range(number))

@@ -1,0 +1,58 @@
+"""A distillation that was decided before goes on with what its folder holds, not with what would be decided now.
+
+The free memory of a machine is never twice the same, and a batch that follows it would make another run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mgdet.config import Config, ModelConfig
+from mgdet.engine.checkpoint import read_config
+from mgdet.errors import UserError
+from mgdet.planning.settings import apply_settings
+from mgdet.planning.students import choose_student
+
+
+def planned_before(
+    folder: Path, *, teacher: str, data: str, student: str, settings: Mapping[str, Any], resume: bool
+) -> Config | None:
+    """The config of the run that a folder holds, with the teacher's and the data's place as they are given now.
+
+    Args:
+        folder: of the run.
+        teacher, data, student, settings: as `mgdet.planning.plan.plan` takes them; settings that would make another run
+            of it are refused when it resumes.
+        resume: is it to go on?
+
+    Returns:
+        None where the folder holds no run.
+
+    Raises:
+        UserError: there is a run and it is not to be resumed, or its student has another name.
+    """
+    config = read_config(folder)
+    if config is None:
+        return None
+    if not resume:
+        raise UserError(f"{folder} already holds a run; add --resume to resume it, or choose another --run-dir")
+    if config.teacher is None:
+        raise UserError(f"{folder} holds a run without a teacher; choose another --run-dir")
+    if student:
+        asked = choose_student(student, config.teacher, masks=True).model
+        if (asked.detector, asked.backbone) != (config.student.detector, config.student.backbone):
+            raise UserError(
+                f"{folder} holds a run of the student {_name(config.student)}, not of {_name(asked)}; choose another "
+                "--run-dir"
+            )
+    if not config.teacher.source:
+        config.teacher.weights = teacher
+    config.data.root = data
+    apply_settings(config, settings)
+    return config
+
+
+def _name(model: ModelConfig) -> str:
+    return f"{model.detector}:{model.backbone}" if model.backbone else model.detector
