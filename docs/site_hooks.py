@@ -1,10 +1,11 @@
-"""What the documentation's site adds to docs/: pages from elsewhere in the repository, the commands' help, formulas."""
+"""What the documentation's site adds to docs/: pages from elsewhere, the notebook, the commands' help, formulas."""
 
 from __future__ import annotations
 
 import contextlib
 import html
 import io
+import json
 import os
 import posixpath
 import re
@@ -23,6 +24,7 @@ PLACES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING
 """Files of the repository and where they are on the site."""
 FOLDERS = {"docs/": "", "benchmarks/results/": "benchmarks/"}
 """Folders of the repository and where what they hold is on the site."""
+NOTEBOOK, NOTEBOOK_PAGE = "docs/distill.ipynb", "notebook.md"
 COMMANDS = "reference/commands.md"
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
@@ -34,6 +36,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         place = place_of(path)
         assert place is not None
         files.append(File.generated(config, place, abs_src_path=str(ROOT / path)))
+    files.append(File.generated(config, NOTEBOOK_PAGE, content=notebook_page()))
     files.append(File.generated(config, COMMANDS, content=commands_page()))
     return files
 
@@ -73,8 +76,19 @@ def place_of(path: str) -> str | None:
     """Where a file of the repository is on the site; None where it is not on it."""
     if path.endswith(".py"):
         return None
+    if path == NOTEBOOK:
+        return NOTEBOOK_PAGE
     folder = next((folder for folder in FOLDERS if path.startswith(folder)), None)
     return PLACES.get(path) if folder is None else FOLDERS[folder] + path.removeprefix(folder)
+
+
+def notebook_page() -> str:
+    """The notebook's cells, one after the other."""
+    parts = []
+    for cell in json.loads((ROOT / NOTEBOOK).read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def commands_page() -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import tiny
+from mgdet.cli.distill import names_two
 from mgdet.config import Config
 from mgdet.engine.loop import train
 from mgdet.recipes import RECIPES, Recipe
@@ -30,6 +31,7 @@ SMALL = {
     "hf:PekingU/rtdetr_v2_r18vd": "hf:rtdetr",
     "timm:vit_small_patch14_dinov2.lvd142m": "timm:test_vit",
     "torchvision:fasterrcnn_mobilenet_v3_large_fpn": "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn",
+    "torchvision:fasterrcnn_resnet50_fpn_v2": "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn",
     "libreyolo:yolox-l": "libreyolo:yolox-n",
     "resnet50": "test_resnet",
     "resnext101_64x4d": "test_resnet",
@@ -79,7 +81,10 @@ def _furnish_runs(commands: str) -> None:
     Those of other seeds are the same students once more.
     """
     taken_up = "\n".join(line for line in commands.splitlines() if re.search(r"compare|--config", line))
+    made = set(re.findall(r"mgdet distill .*--run-dir runs/([\w-]+)", commands))
     for name in dict.fromkeys(re.findall(r"\bruns/([\w-]+)", taken_up)):
+        if name in made:
+            continue
         kind, _, seed = name.partition("-")
         recipe, trained = ("alone" if kind == "alone" else "distilled"), Path("trained", kind)
         if not trained.exists():
@@ -139,12 +144,19 @@ def _furnish_libraries(commands: str) -> None:
         stand_in("libreyolo:yolox-n", Path("yolo"))
     if "hf:" in commands:
         save_tiny("rt_detr_v2", Path("rtdetr"))
+    if "distill torchvision:" in commands:
+        Path("torchvision").mkdir()
+        stand_in("torchvision:fasterrcnn_mobilenet_v3_large_320_fpn", Path("torchvision"))
     if "timm:vit" in commands:
         Path("vit").mkdir()
         stand_in("timm:test_vit", Path("vit"))
 
 
-FILES = {"timm:test_vit": "vit/teacher.pth", "libreyolo:yolox-n": "yolo/teacher.pth"}
+FILES = {
+    "timm:test_vit": "vit/teacher.pth",
+    "libreyolo:yolox-n": "yolo/teacher.pth",
+    "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn": "torchvision/teacher.pth",
+}
 """The weights of teachers that stand for others."""
 
 
@@ -165,4 +177,9 @@ def smaller(arguments: list[str]) -> list[str]:
     for side in ("teacher", "student"):
         if given.get(f"--{side}.backbone") == "test_resnet":
             words += [f"--{side}.channels", "32"]
+    if words[0] in ("distill", "check") and names_two(words[1:]):
+        words += [] if "--student" in given else ["--student", "test_resnet"]
+        words += ["--teacher.weights", FILES[words[1]]] if words[1] in FILES else []
+        words += ["--student.weights", "random", "--schedule.epochs", "1", "--data.workers", "0"]
+        words += ["--seconds", "5"] if words[0] == "check" else []
     return words

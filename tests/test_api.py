@@ -200,7 +200,7 @@ class TestCommand:
             (["{teacher}", "nodata"], "the data set's folder 'nodata' does not exist"),
             (["{teacher}", "{data}", "--student", "resent18"], "did you mean 'resnet18'?"),
             (["{teacher}", "{data}", "--train.bacth", "3"], "did you mean --train.batch?"),
-            (["{teacher}"], "Missing from mgdet distill: DATA"),
+            (["{teacher}"], "mgdet distill needs DATA"),
             (["{teacher}", "{data}", "--devices", "0"], "--devices is 0"),
         ],
     )

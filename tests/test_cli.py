@@ -447,7 +447,7 @@ class TestTest:
         assert words in refused(*arguments, *more)
 
     def test_needs_a_checkpoint(self, refused):
-        assert "Missing from mgdet test tiny:alone: CHECKPOINT" in refused("test", "tiny:alone")
+        assert "mgdet test tiny:alone needs CHECKPOINT" in refused("test", "tiny:alone")
 
     @pytest.mark.parametrize("kind", ["missing", "truncated", "architecture", "classes", "names", "hostile"])
     def test_a_checkpoint_that_does_not_fit(self, tiny, arguments, folder, refused, kind):
@@ -473,7 +473,7 @@ class TestTransfer:
         (folder / "old.pth").write_text("precious")
         assert "old.pth exists already" in refused("transfer", tiny.teacher, "old.pth")
         assert "ends in '.txt'; the choices are" in refused("transfer", tiny.teacher, "new.txt")
-        assert "Missing from mgdet transfer: OUT" in refused("transfer", tiny.teacher)
+        assert "mgdet transfer needs OUT" in refused("transfer", tiny.teacher)
         for kind in ("missing", "truncated", "hostile"):
             assert f"{kind}.pth" in refused("transfer", spoil_file(tiny, folder, kind), "out.pth")
 
@@ -544,7 +544,7 @@ class TestPredict:
         assert "annotations holds no image (.jpg, " in text and text.endswith(", only 2 .json")
         assert "--batch is 0; give 1 or more" in refused("predict", tiny.teacher, images, "--batch", "0")
         assert "cannot be decoded" in refused("predict", tiny.teacher, tiny.teacher)
-        assert "Missing from mgdet predict: CHECKPOINT" in refused("predict")
+        assert "mgdet predict needs CHECKPOINT" in refused("predict")
         for kind in ("missing", "truncated", "hostile"):
             path = spoil_file(tiny, folder, kind)
             assert path.name in refused("predict", path, images)

@@ -32,8 +32,9 @@ def shown(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
 
     def look(command):
-        with pytest.raises(SystemExit):
-            main([command, "--help"])
+        for form in ([], ["TEACHER", "DATA"]) if command == "check" else ([],):
+            with pytest.raises(SystemExit):
+                main([command, *form, "--help"])
         lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
         firsts = [line.split("  ")[0] for line in lines if re.match(r"(-h, )?--\w", line)]
         return {name: re.sub(r"--[\w.-]+,?", "", first) for first in firsts for name in re.findall(r"--[\w.-]+", first)}
@@ -75,6 +76,10 @@ CASES = [
     ("--pr", {"--print-completion"}),
     ("--print-completion ", {"bash", "zsh", "fish"}),
     ("train ", set(RECIPES)),
+    ("check im", {"images"}),
+    ("check images im", {"images"}),
+    ("check images images --base", {"--baseline"}),
+    ("distill im", {"images"}),
     ("train retinanet_x101_to_r", {"retinanet_x101_to_r50"}),
     ("test solo_r50", {"solo_r50", "solo_r50_3x"}),
     ("train --con", {"--config"}),
@@ -87,7 +92,7 @@ CASES = [
     ("train pair --train.metrics bbox s", {"segm"}),
     ("train pair --schedule.warmup_st", {"--schedule.warmup-steps"}),
     ("train pair --train.save_every ", set()),
-    ("train pair --student.no-", {"--student.no-norm-eval", "--student.no-deformable"}),
+    ("train pair --student.no-", {"--student.no-norm-eval", "--student.no-deformable", "--student.no-bgr"}),
     ("train pair --devices ", {"all"}),
     ("predict run/student.pth im", {"images"}),
     ("predict --em", {"--ema"}),

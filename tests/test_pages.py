@@ -18,8 +18,11 @@ import pytest
 import yaml
 
 from mgdet import cli
+from mgdet.cli import distill as cli_distill
 from mgdet.cli import parsing
 from mgdet.config import Config
+from mgdet.planning import decide, memory, rules
+from mgdet.planning.plan import SGD_BACKBONES
 from mgdet.recipes import RECIPES, load_recipe
 from pages import ADVICE, NOT_RUN, PAGES, ROOT, SHELL, Block, anchors, arguments, blocks, lines, links, name_of, spans
 from stand_ins import enter, furnish, smaller
@@ -61,7 +64,8 @@ def read(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*given: Any, **named: Any) -> None:
         raise Parsed(parsing.parse(*given, **named))
 
-    monkeypatch.setattr(module, "parse", stop)
+    for reader in {module, cli_distill}:  # `check` has `distill` read a teacher and its data
+        monkeypatch.setattr(reader, "parse", stop)
     with pytest.raises((Parsed, SystemExit)) as done:  # --help leaves with 0
         module.run(words[1:])
     result = done.value.args[0]
@@ -150,7 +154,7 @@ def test_the_menu_of_the_site_lists_every_page():
     listed = set(re.findall(r"[\w/.-]+\.md", json.dumps(config["nav"])))
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in PAGES if path.is_relative_to(ROOT / "docs")}
     results = {f"benchmarks/{path.name}" for path in PAGES if path.is_relative_to(ROOT / "benchmarks")}
-    elsewhere = {"index.md", "changelog.md", "contributing.md", "reference/commands.md"}
+    elsewhere = {"index.md", "changelog.md", "contributing.md", "notebook.md", "reference/commands.md"}
     assert listed == pages | results | elsewhere
 
 
@@ -189,6 +193,28 @@ def test_the_published_table_is_that_of_the_recipes():
     for name, baseline, distilled_ap in rows:
         assert baseline in RECIPES[name].baseline
         assert distilled_ap in RECIPES[name].distilled
+
+
+def test_the_rules_of_distill_are_those_of_its_page():
+    """Numbers and names; words that stand for numbers are beside them here."""
+    page = (ROOT / "docs" / "distill.md").read_text()
+    (table,) = re.findall(r"\| what \| rule \|\n(.*?)\n\n", page, re.DOTALL)
+    for words in (
+        f"{rules.FEWEST_STEPS:,} steps",
+        f"at most {rules.MOST_EPOCHS}",
+        f"{rules.MOST_EPOCHS} epochs hold {rules.FEWEST_STEPS:,} steps",
+        f"up to {rules.EDGE_DIVISOR} pixels",
+        f"a share of {decide.SHARE:g}",
+        f"{decide.PUBLISHED_SIZE[1]} x {decide.PUBLISHED_SIZE[0]}",
+        f"{decide.PUBLISHED_CHANNELS} wide",
+        {0.9: "nine tenths"}[rules.HELD],
+        {1 / 8: "an eighth"}[rules.WARMUP_SHARE],
+        {0.5: "half the area"}[decide.LEAST_AREA],
+        {("resnet", "resnext", "mobilenetv3_large_100"): "ResNet, ResNeXt or MobileNetV3"}[SGD_BACKBONES],
+    ):
+        assert words in table, words
+    assert f"Up to {memory.GPU_SHARE:.0%} of a GPU's" in page
+    assert f"and {({0.5: 'half'})[memory.HOST_SHARE]} of a machine's" in page
 
 
 @pytest.mark.slow

@@ -69,6 +69,8 @@ def fetch(source: str | Path) -> Path:
         for name in RUN_FILES:
             if (path / name).is_file():
                 return path / name
+        if (path / "model.safetensors").is_file() and (path / "config.json").is_file():
+            raise UserError(f"{path} is a folder as Hugging Face's transformers leave it; give hf:{path}")
         raise UserError(
             f"{path} is a folder without {' or '.join(RUN_FILES)}; give a checkpoint file or a run's folder"
         )

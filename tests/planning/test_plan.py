@@ -10,10 +10,12 @@ import torch
 
 import formats
 from mgdet.config import Config
+from mgdet.detectors.build import DETECTORS
 from mgdet.errors import UserError
 from mgdet.models import build_models
 from mgdet.planning import decide
-from mgdet.planning.plan import plan
+from mgdet.planning.plan import FAMILIES, plan
+from mgdet.recipes import RECIPES
 from tiny import CLASSES, write_detector
 
 SMALL = {"student.weights": "random"}
@@ -249,3 +251,8 @@ def test_a_missing_teacher_or_data_set_is_named(tiny, tmp_path):
         plan("nowhere.pth", str(tiny.root))
     with pytest.raises(UserError, match="nodata"):
         plan(str(tiny.teacher), str(tmp_path / "nodata"))
+
+
+def test_every_detector_has_a_recipe():
+    assert FAMILIES.keys() == DETECTORS.keys()
+    assert all(recipe in RECIPES for recipe, _ in FAMILIES.values())

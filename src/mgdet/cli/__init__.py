@@ -18,7 +18,7 @@ usage: mgdet COMMAND ...
 
   distill TEACHER DATA [--student NAME]     any teacher into a small student, on your own data
   recipes                                   what can be trained, and what is published about it
-  check RECIPE                              a look at a run before it is started: weights, teacher, one step, time
+  check RECIPE | TEACHER DATA               a look at a run before it is started: weights, teacher, one step, time
   train RECIPE [--section.field value ...]  train a student, with its teacher or alone (or --config FILE)
   test [RECIPE] CHECKPOINT|RESULTS.json     COCO mAP of a checkpoint, or of what any tool found
   compare RUN|CHECKPOINT|RESULTS.json ...   what is better, by how much, and how sure that is: a page and JSON

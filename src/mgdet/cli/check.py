@@ -14,11 +14,8 @@ STDOUT = "-"
 
 
 @dataclass(kw_only=True)
-class CheckArguments(TrainArguments):
-    """Look at a run without starting it: weights, classes, the teacher's AP, one step, time, memory and disk.
-
-    The arguments are those of train. Exit code 2 where something speaks against the run.
-    """
+class LookArguments:
+    """What only a look has."""
 
     json: str = ""
     """Also write what was found to this file; -: print it, and nothing else."""
@@ -27,13 +24,20 @@ class CheckArguments(TrainArguments):
 
 
 @dataclass(kw_only=True)
-class CheckDistillArguments(DistillArguments):
-    """Look at a distillation without starting it. The arguments are those of distill; without a baseline."""
+class CheckArguments(TrainArguments, LookArguments):
+    """Look at a run without starting it: weights, classes, the teacher's AP, one step, time, memory and disk.
 
-    json: str = ""
-    """Also write what was found to this file; -: print it, and nothing else."""
-    seconds: float = 120.0
-    """About how long it may take, beside reading the data and building the models."""
+    The arguments are those of train; after `check TEACHER DATA` they are those of distill, and `check TEACHER DATA
+    --help` lists them. Exit code 2 where something speaks against the run.
+    """
+
+
+@dataclass(kw_only=True)
+class CheckDistillArguments(DistillArguments, LookArguments):
+    """Look at a distillation without starting it. The arguments are those of distill; a baseline is not looked at.
+
+    Exit code 2 where something speaks against the run.
+    """
 
 
 def run(arguments: list[str]) -> int:

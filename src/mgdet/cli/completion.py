@@ -24,6 +24,8 @@ from mgdet.recipes import RECIPES
 OF_MGDET = ("--help", "--version", "--print-completion")
 FROM_RECIPE = ("train", "check", "test")
 """Commands whose first word is a recipe."""
+OR_FILE = ("check", "test")
+"""Those whose first word can be a file, too."""
 _POSITIONAL = get_args(tyro.conf.Positional[str])[1]
 _NAMED = type(tyro.conf.arg())
 
@@ -62,11 +64,13 @@ def completion(shell: str, commands: Sequence[str]) -> str:
 
 
 def options_of(command: str) -> Iterator[Option]:
-    """All options of a command, from the dataclass of its arguments."""
+    """All options of a command, from the dataclass of its arguments, or from several where it has several forms."""
     module = importlib.import_module(f"mgdet.cli.{command}")
-    for _, kind in inspect.getmembers(module, dataclasses.is_dataclass):
-        if kind.__module__ == module.__name__:
-            yield from _options(kind, "")
+    own = [
+        kind for _, kind in inspect.getmembers(module, dataclasses.is_dataclass) if kind.__module__ == module.__name__
+    ]
+    options = {option.names: option for kind in own for option in _options(kind, "")}
+    yield from options.values()
     yield Option(("--help",), most=0)
 
 
@@ -205,7 +209,11 @@ def _case_script(text: str, options: dict[str, list[Option]]) -> str:
     """A script for bash or zsh, which read the branches of a `case` alike."""
     branches = {
         "names": [f"{command}) offer='{_spelled(own)}' ;;" for command, own in options.items()],
-        "first": [f"{command}) offer='{' '.join(RECIPES)}' ;;" for command in options if command in FROM_RECIPE],
+        "first": [
+            f"{command}) offer='{' '.join(RECIPES)}' files={int(command in OR_FILE)} ;;"
+            for command in options
+            if command in FROM_RECIPE
+        ],
         "values": [
             f"'{command} {name}') most={option.most} files={int(option.files)} offer='{' '.join(option.words)}' ;;"
             for command, own in options.items()
@@ -229,7 +237,8 @@ def _fish_script(options: dict[str, list[Option]]) -> str:
     for command, own in options.items():
         here = f"complete -c mgdet -n '__fish_seen_subcommand_from {command}"
         if command in FROM_RECIPE:
-            lines.append(f"{here}; and test (count (commandline -opc)) -eq 2' -f -a '{' '.join(RECIPES)}'")
+            alone = "" if command in OR_FILE else " -f"
+            lines.append(f"{here}; and test (count (commandline -opc)) -eq 2'{alone} -a '{' '.join(RECIPES)}'")
         for option in own:
             value = "" if not option.most else " -r -F" if option.files else f" -x -a '{' '.join(option.words)}'"
             lines += [f"{here}' -l {name.removeprefix('--')}{value}" for name in option.names]

@@ -68,11 +68,17 @@ def recipe_or_file(arguments: list[str], command: str) -> Start:
         file = find_config(given)
         return Start(load_config(file), f"--config {given}", arguments, file)
     if recipe:
+        if recipe not in RECIPES and Path(recipe).exists():
+            raise UserError(
+                f"{recipe} is a file or folder and no recipe; --config {recipe} takes the settings of a run, and "
+                f"mgdet distill {recipe} DATA distills from a teacher"
+            )
         return Start(load_recipe(recipe), recipe, arguments[1:])
     first = next(iter(RECIPES))
     if any(argument in ("-h", "--help") for argument in arguments):
         return Start(load_recipe(first), first, arguments)
-    raise UserError(f"mgdet {command} needs a recipe first, e.g. mgdet {command} {first}, or --config FILE")
+    other = ", or TEACHER DATA" if command == "check" else ""
+    raise UserError(f"mgdet {command} needs a recipe first, e.g. mgdet {command} {first}, or --config FILE{other}")
 
 
 def option_value(arguments: Sequence[str], option: str) -> str:
@@ -134,6 +140,8 @@ def _sentence(complaint: str, command: str) -> str:
 
     Where the terminal has no UTF-8 the frame is of hyphens, and its title stands above the first line of them.
     """
+    if missing := re.findall(r"^[│ ] {5}([A-Z][A-Z_.]+) *│?$", complaint, re.MULTILINE):
+        return f"mgdet {command} needs {' and '.join(missing)} (mgdet {command} --help says what that is)"
     lines = [line.strip("│ ") for line in complaint.splitlines() if not line.startswith(("╭", "╰"))]
     lines = [line for line in lines if line]
     rules = [i for i, line in enumerate(lines) if set(line) <= {"─", "-"}]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mgdet.config import Config
+from mgdet.config import Config, ModelConfig
 from mgdet.data.batch import Batch
 from mgdet.data.dataset import DetectionDataset
 from mgdet.data.loader import train_loader
@@ -113,9 +113,13 @@ def train(
 
 
 def _title(config: Config, folder: Path, world: World) -> str:
-    teacher = f"{config.teacher.detector} {config.teacher.backbone} teaches " if config.teacher else ""
+    teacher = f"{_name(config.teacher)} teaches " if config.teacher else ""
     processes = f"{world.size} processes on {world.device.type}" if world.size > 1 else str(world.device)
-    return f"{folder.name}: {teacher}{config.student.detector} {config.student.backbone}, {processes}"
+    return f"{folder.name}: {teacher}{_name(config.student)}, {processes}"
+
+
+def _name(model: ModelConfig) -> str:
+    return f"{model.detector} {model.backbone}".rstrip()
 
 
 class Run:

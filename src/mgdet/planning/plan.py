@@ -100,7 +100,7 @@ def plan(
     batch = decisions.batch(student_face, teacher_face)
     parts = {
         "teacher": known.lines,
-        "data": (images.line,),
+        "data": (images.line.removeprefix("data in "),),
         "student": (_student_line(config.student, chosen.why),),
         "recipe": (why,),
         "images": (size,),
