@@ -88,6 +88,7 @@ def arguments(words: list[str]) -> list[str] | None:
         words = words[words.index("-m") + 1 :]
     if words[:1] != ["mgdet"]:
         return None
+    words = words[: words.index(">")] if ">" in words else words
     return [PLACEHOLDERS.get(word, word) for word in words[1:] if word != "..."]
 
 

@@ -56,6 +56,17 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Path("runs", run, "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
 
 
+def write_read(words: list[str]) -> None:
+    """Writes what a command needs to read its arguments: the file that `--config` names, and CHECKPOINT."""
+    if "CHECKPOINT" in words:
+        tiny.write_detector(Path("CHECKPOINT"), seed=7)
+    for option, value in pairwise(words):
+        if option == "--config":
+            file = Path(value) if Path(value).suffix else Path(value, "config.json")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(RECIPES["pair"].build().to_dict()))
+
+
 def furnish(commands: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes data, pictures and teachers for some commands in the working folder, and every recipe small."""
     for name in ("cells", "coco"):

@@ -447,7 +447,7 @@ class TestTest:
         assert words in refused(*arguments, *more)
 
     def test_needs_a_checkpoint(self, refused):
-        assert "mgdet test tiny:alone needs CHECKPOINT" in refused("test", "tiny:alone")
+        assert "mgdet test tiny:alone needs CHECKPOINT|RESULTS.json (" in refused("test", "tiny:alone")
 
     @pytest.mark.parametrize("kind", ["missing", "truncated", "architecture", "classes", "names", "hostile"])
     def test_a_checkpoint_that_does_not_fit(self, tiny, arguments, folder, refused, kind):

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from mgdet import api
 from mgdet.cli import main
 from mgdet.cli.parsing import Start, count_devices, recipe_or_file
 from mgdet.config import Config
@@ -168,6 +170,16 @@ def test_all_devices_are_started_together(tiny, monkeypatch, folder):
     started = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(distributed, "launch", lambda devices, arguments: started.append((devices, arguments)) or 0)
-    for arguments in (tiny.arguments("train"), ["test", "tiny:alone", str(tiny.teacher)]):
-        assert main([*arguments, "--devices", "all"]) == 0
-        assert started.pop() == (2, [*arguments, "--devices", "all"])
+    test = ["test", "tiny:alone", str(tiny.teacher), "--devices", "all"]
+    assert main(test) == 0
+    assert started == [(2, test)]
+
+    def launch(devices, arguments):
+        command, option, file, *rest = arguments
+        assert (devices, command, option, rest) == (2, "train", "--config", ["--run-dir", "runs/tiny.distilled"])
+        started.append(load_config(Path(file)))
+        return 0
+
+    monkeypatch.setattr(api, "launch", launch)
+    assert main([*tiny.arguments("train"), "--devices", "all"]) == 0
+    assert started[1:] == [tiny.config()]

@@ -25,7 +25,7 @@ from mgdet.planning import decide, memory, rules
 from mgdet.planning.plan import SGD_BACKBONES
 from mgdet.recipes import RECIPES, load_recipe
 from pages import ADVICE, NOT_RUN, PAGES, ROOT, SHELL, Block, anchors, arguments, blocks, lines, links, name_of, spans
-from stand_ins import enter, furnish, smaller
+from stand_ins import enter, furnish, smaller, write_read
 
 LANGUAGES = {*SHELL, "python", "text", "json", "yaml"}
 README = ROOT / "README.md"
@@ -56,6 +56,7 @@ class Parsed(Exception):
 
 def read(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Has a command read its arguments, all of them, and do nothing."""
+    write_read(words)
     if words[0] not in cli.COMMANDS:
         assert cli.main(words) == 0, words
         return
@@ -94,7 +95,7 @@ def understood(words: list[str]) -> bool:
         return all(f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras)
     if words[0] == "python":
         return all((ROOT / word).exists() for word in words[1:] if word.endswith(".py"))
-    return words[0] in (".", "cd", "pre-commit")
+    return words[0] in (".", "cd", "pre-commit") or words[:2] == ["source", "<(mgdet"]
 
 
 @pytest.mark.parametrize("page", ADVICE, ids=name_of)

@@ -140,7 +140,7 @@ def _sentence(complaint: str, command: str) -> str:
 
     Where the terminal has no UTF-8 the frame is of hyphens, and its title stands above the first line of them.
     """
-    if missing := re.findall(r"^[│ ] {5}([A-Z][A-Z_.]+) *│?$", complaint, re.MULTILINE):
+    if missing := re.findall(r"^[│ ] {5}([A-Z]\S*) *│?$", complaint, re.MULTILINE):
         return f"mgdet {command} needs {' and '.join(missing)} (mgdet {command} --help says what that is)"
     lines = [line.strip("│ ") for line in complaint.splitlines() if not line.startswith(("╭", "╰"))]
     lines = [line for line in lines if line]
