@@ -57,9 +57,9 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_read(words: list[str]) -> None:
-    """Writes what a command needs to read its arguments: the file that `--config` names, and CHECKPOINT."""
-    if "CHECKPOINT" in words:
-        tiny.write_detector(Path("CHECKPOINT"), seed=7)
+    """Writes what a command needs to read its arguments: the file that `--config` names, and a checkpoint."""
+    if "teacher.pth" in words:
+        tiny.write_detector(Path("teacher.pth"), seed=7)
     for option, value in pairwise(words):
         if option == "--config":
             file = Path(value) if Path(value).suffix else Path(value, "config.json")
