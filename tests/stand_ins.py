@@ -92,7 +92,7 @@ def _furnish_runs(commands: str) -> None:
     Those of other seeds are the same students once more.
     """
     taken_up = "\n".join(line for line in commands.splitlines() if re.search(r"compare|--config", line))
-    made = set(re.findall(r"mgdet distill .*--run-dir runs/([\w-]+)", commands))
+    made = re.findall(r"--run-dir runs/([\w-]+)", commands)  # by the commands themselves
     for name in dict.fromkeys(re.findall(r"\bruns/([\w-]+)", taken_up)):
         if name in made:
             continue

@@ -199,6 +199,7 @@ class TestCommand:
             (["nowhere.pth", "{data}"], "nowhere.pth"),
             (["{teacher}", "nodata"], "the data set's folder 'nodata' does not exist"),
             (["{teacher}", "{data}", "--student", "resent18"], "did you mean 'resnet18'?"),
+            (["{teacher}", "{data}", "--train.batch", "auto"], "--train.batch auto is for mgdet train"),
             (["{teacher}", "{data}", "--train.bacth", "3"], "did you mean --train.batch?"),
             (["{teacher}"], "mgdet distill needs DATA"),
             (["{teacher}", "{data}", "--devices", "0"], "--devices is 0"),

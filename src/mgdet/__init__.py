@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mgdet.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from mgdet.api import Trained, check, compare, distill, train
     from mgdet.detectors.base import Detector
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from mgdet.methods.teacher import Teacher
     from mgdet.planning.plan import Plan, plan
     from mgdet.structures import Detections, Pyramid, Target
-
-__version__ = "0.1.0"
 
 __all__ = [
     "MGD",

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
-from mgdet.cli.parsing import Devices, count_devices, given_settings, parse, say
+from mgdet.cli.parsing import Devices, count_devices, given_settings, option_value, parse, say
 from mgdet.config import Config
+from mgdet.errors import UserError
 from mgdet.recipes import load_recipe
 
 if TYPE_CHECKING:
@@ -106,6 +107,11 @@ def parse_distill(arguments: list[str], kind: type[Arguments], command: str) -> 
     Raises:
         UserError: the options cannot be read.
     """
+    if option_value(arguments, "--train.batch") == "auto":
+        raise UserError(
+            f"--train.batch auto is for mgdet train; mgdet {command} decides the batch from the memory that is free, so "
+            "leave it out or give a number"
+        )
     config = load_recipe(SHOWN)
     if not any(argument in ("-h", "--help") for argument in arguments):
         config.data.long_edge, config.data.short_edge, config.optimizer.lr = 2**20, (1, 1), 1e-4

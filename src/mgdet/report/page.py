@@ -14,7 +14,6 @@ import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 
-import mgdet
 from mgdet.report.bench import TIDE
 from mgdet.report.charts import Points, Series, line_chart
 from mgdet.report.differing import Difference
@@ -35,6 +34,7 @@ from mgdet.report.numbers import (
     signed,
 )
 from mgdet.report.terminal import mean_and_deviation
+from mgdet.version import __version__
 
 JPEG_QUALITY = 88
 COLOURS = 5
@@ -130,7 +130,7 @@ def render(page: Page) -> str:
         gflops=[kind.size.gflops for kind in comparison.kinds if kind.size],
         times=[kind.speed.median for kind in comparison.kinds if kind.speed],
         mean_and_deviation=mean_and_deviation,
-        version=mgdet.__version__,
+        version=__version__,
         css=Markup(environment.loader.get_source(environment, "report.css")[0]),  # type: ignore[union-attr]
     )
 

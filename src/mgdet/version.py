@@ -1,0 +1,3 @@
+"""The version, which the build, the command line and pages read."""
+
+__version__ = "0.1.0"
