@@ -205,7 +205,7 @@ def test_the_rules_of_distill_are_those_of_its_page():
         f"at most {rules.MOST_EPOCHS}",
         f"{rules.MOST_EPOCHS} epochs hold {rules.FEWEST_STEPS:,} steps",
         f"up to {rules.EDGE_DIVISOR} pixels",
-        f"a share of {decide.SHARE:g}",
+        f"a share of {rules.SHARE:g}",
         f"{decide.PUBLISHED_SIZE[1]} x {decide.PUBLISHED_SIZE[0]}",
         f"{decide.PUBLISHED_CHANNELS} wide",
         {0.9: "nine tenths"}[rules.HELD],

@@ -109,8 +109,8 @@ def parse_distill(arguments: list[str], kind: type[Arguments], command: str) -> 
     """
     if option_value(arguments, "--train.batch") == "auto":
         raise UserError(
-            f"--train.batch auto is for mgdet train; mgdet {command} decides the batch from the memory that is free, so "
-            "leave it out or give a number"
+            f"--train.batch auto is for mgdet train; mgdet {command} decides the batch by the memory that is free: "
+            "leave it out, or give a number"
         )
     config = load_recipe(SHOWN)
     if not any(argument in ("-h", "--help") for argument in arguments):

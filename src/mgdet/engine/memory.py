@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+CGROUP_LIMIT, CGROUP_NOW = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+MEMINFO = Path("/proc/meminfo")
 
 
 def peak_memory(device: torch.device) -> float:
@@ -46,3 +47,21 @@ def total_memory(device: torch.device) -> float:
         return min(total, int(CGROUP_LIMIT.read_text()) / 2**30)
     except (OSError, ValueError):  # no container, or one without a limit
         return total
+
+
+def free_memory(device: torch.device) -> float:
+    """The memory that programs can still take, in GiB: of the GPU, this machine or container.
+
+    Half of all where the system does not tell, and 0 where it does not even tell that.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2**30
+    try:
+        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) / 2**20
+    except (OSError, KeyError, ValueError):  # not Linux
+        return total_memory(device) / 2
+    try:
+        return min(free, (int(CGROUP_LIMIT.read_text()) - int(CGROUP_NOW.read_text())) / 2**30)
+    except (OSError, ValueError):  # no container, or one without a limit
+        return free

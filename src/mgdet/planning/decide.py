@@ -20,6 +20,7 @@ from mgdet.planning.rules import (
     EDGE_DIVISOR,
     FEWEST_STEPS,
     MOST_EPOCHS,
+    SHARE,
     Edges,
     at_scale,
     epochs_for,
@@ -29,8 +30,6 @@ from mgdet.planning.rules import (
     within,
 )
 
-SHARE = 0.3
-"""How strong MGD's gradient is beside the detector's where the published weight does not apply."""
 PUBLISHED_SIZE, PUBLISHED_CHANNELS, LEAST_AREA = (800, 1333), 256, 0.5
 """What the published weights are for: (h, w) of images, of which half the area will do, and the width of the necks."""
 EDGES = {"data.long_edge", "data.short_edge"}

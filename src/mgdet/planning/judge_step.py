@@ -15,10 +15,9 @@ from mgdet.engine.memory import total_memory
 from mgdet.engine.prepare import Prepared
 from mgdet.methods.balance import Balance, level_of
 from mgdet.planning.report import Report, Status
+from mgdet.planning.rules import SHARE
 from mgdet.planning.trial import Trial, size_of
 
-INTENDED = 0.3
-"""The share that weights are proposed for where none is asked for."""
 STRONG, WEAK = 2.0, 0.01
 """Shares above and below which a method is likely to drown the detector's own losses, or to do nothing."""
 TIGHT = 0.9
@@ -69,7 +68,7 @@ def judge_pull(config: Config, balance: Balance, trial: Trial, report: Report) -
     values = report.values.setdefault("shares", {})
     for method, names in balance.methods().items():
         section = getattr(config, method)
-        intended = section.share or INTENDED
+        intended = section.share or SHARE
         found = balance.weights_for(norms, dict.fromkeys(names, intended))
         weights = {level_of(name): weight * section.own_weight for name, weight in found.items()}
         values[method] = {"intended": intended, "weights": weights}
@@ -121,8 +120,8 @@ def _judge_weight(
         status, line = "warning", f"{line}, which hardly moves the student"
     if share > 0:
         line += (
-            f"; for {INTENDED:g} give --{method}.weight {weight * INTENDED / share:.2g}, or --{method}.weight 0 "
-            f"--{method}.share {INTENDED:g} for a weight of each level (in this one step {_listed(weights)})"
+            f"; for {SHARE:g} give --{method}.weight {weight * SHARE / share:.2g}, or --{method}.weight 0 "
+            f"--{method}.share {SHARE:g} for a weight of each level (in this one step {_listed(weights)})"
         )
     report.add(status, "gradient", line)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from mgdet.config import Config, ModelConfig
 from mgdet.data.batch import Batch
 from mgdet.detectors.face import Face
 from mgdet.distributed import World
+from mgdet.engine.memory import free_memory
 from mgdet.engine.step import Step
 from mgdet.layers.inference import inference_form
 from mgdet.methods.student import DistilledStudent
@@ -108,10 +107,10 @@ def memory_for_training(device: torch.device, processes: int) -> int | None:
         device: a GPU of each process's own, or the CPU whose memory `processes` share.
         processes: on this machine.
     """
+    free = free_memory(device) * 2**30
     if device.type == "cuda":
-        return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
-    free = _free_memory()
-    return None if free is None else int(HOST_SHARE * free / processes)
+        return int(GPU_SHARE * free)
+    return int(HOST_SHARE * free / processes) or None
 
 
 def _random(config: ModelConfig, classes: Sequence[str], *, role: str) -> Face:
@@ -215,20 +214,3 @@ def _weights(step: Step) -> int:
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _free_memory() -> int | None:
-    """Bytes of this machine's memory that programs can still take, also inside of a container's limit."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) << 10
-    except (OSError, KeyError, ValueError):
-        try:
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-        except (AttributeError, ValueError, OSError):
-            return None
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
-    return free

@@ -12,7 +12,10 @@ from mgdet.config import DataConfig, ScheduleConfig
 
 FEWEST_STEPS, MOST_EPOCHS = 4000, 300
 """A schedule takes at least so many steps, unless they would be more than so many passes over the images."""
+SHARE = 0.3
+"""How strong a method's gradient is meant to be beside the detector's own where nobody published a weight."""
 EDGE_DIVISOR = 32
+"""Edges are multiples of this."""
 HELD = 0.9
 """The share of the images that a resized image may not be larger than."""
 WARMUP_SHARE = 1 / 8
