@@ -206,7 +206,7 @@ class TestMemory:
         monkeypatch.setattr(decide, "memory_for_training", lambda device, processes: 1)
         result = decided(tiny)
         assert result.config.train.batch == 1
-        assert "it may be too little" in line(result, "batch")
+        assert "which may be too little" in line(result, "batch")
 
     def test_on_a_gpu_it_is_what_the_rate_is_meant_for(self, tiny, monkeypatch):
         monkeypatch.setattr(decide, "memory_for_training", lambda device, processes: 1 << 40)

@@ -22,7 +22,7 @@ SHOWN = "retinanet_x101_to_r50"
 
 @dataclass(kw_only=True)
 class DistillArguments:
-    """Distill any teacher into a small student on your own data; what you do not set is decided and said.
+    """Distil any teacher into a small student on your own data; what you do not set is decided and said.
 
     A setting that you give is taken as it is; the others are decided from teacher, data and student, whatever stands
     below as their default.

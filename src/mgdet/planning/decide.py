@@ -85,7 +85,9 @@ class Decisions:
         parts = []
         for name in config.methods:
             section = getattr(config, name)
-            strength = f"weight {section.weight:g}" if section.weight else f"{section.share:g} of the gradient"
+            strength = (
+                f"weight {section.weight:g}" if section.weight else f"{section.share:g} of the detector's gradient"
+            )
             reason = f" ({other})" if other and name == "mgd" else ""
             masked = f"mask ratio {section.mask_ratio:g}, " if name == "mgd" else ""
             parts.append(f"{name}, {masked}{strength}{reason}")
@@ -196,8 +198,8 @@ class Decisions:
 
         train.batch = fitting_batch(most, len(self.images.train), together=together, fits=fits)
         need = f"an estimated {footprint.of(train.batch, size) / 2**30:.1f} GiB of memory"
-        have = f", of {memory / 2**30:.1f} that may be taken" if memory else ""
-        return f"{self._per_step()}, {need}{have}{'' if fits(train.batch) else ': it may be too little'}"
+        have = f", of {memory / 2**30:.1f} that may be used" if memory else ""
+        return f"{self._per_step()}, {need}{have}{'' if fits(train.batch) else ', which may be too little'}"
 
     def _per_step(self) -> str:
         train = self.config.train
@@ -228,8 +230,9 @@ class Decisions:
         elif epochs == recipe.epochs:
             why = "as in the recipe"
         else:
-            why = f"the recipe's {recipe.epochs} would be {recipe.epochs * steps:,}, and {FEWEST_STEPS:,} are the least"
-            why += f", but {MOST_EPOCHS} epochs the most" if epochs == MOST_EPOCHS else ""
+            why = f"the recipe's {recipe.epochs} would make {recipe.epochs * steps:,}, and "
+            why += f"{FEWEST_STEPS:,} is the minimum"
+            why += f", but {MOST_EPOCHS} epochs is the maximum" if epochs == MOST_EPOCHS else ""
         return f"{total}: {why}"
 
     def rate(self) -> str:
@@ -238,7 +241,7 @@ class Decisions:
         falls = "falling as a cosine"
         if schedule.shape == "steps":
             after = " and ".join(map(str, schedule.drops))
-            falls = f"a tenth after {_epochs(after, len(schedule.drops))}" if schedule.drops else "constant"
+            falls = f"divided by 10 after {_epochs(after, len(schedule.drops))}" if schedule.drops else "constant"
         rate = f"{optimizer.name} at {scaled_lr(optimizer, images):.3g}"
         return f"{rate} ({optimizer.lr:g} for {optimizer.base_batch} images), {falls}"
 

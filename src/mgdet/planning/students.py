@@ -114,9 +114,9 @@ def _detector_for(teacher: ModelConfig, masks: bool) -> tuple[str, str]:
     if teacher.source == ONLY_TEACHES:
         return "retinanet", "the teacher is a backbone, which has no detector"
     if "rcnn" not in teacher.detector:
-        return "retinanet", "of this package's detectors the nearest to the teacher's, one stage"
+        return "retinanet", "the closest of mgdet's detectors to the teacher's, one-stage"
     detector = "mask_rcnn" if has_masks(teacher) and masks else "faster_rcnn"
-    return detector, "of this package's detectors the nearest to the teacher's, two stages"
+    return detector, "the closest of mgdet's detectors to the teacher's, two-stage"
 
 
 def _ours(detector: str, backbone: str, teacher: ModelConfig) -> ModelConfig:
