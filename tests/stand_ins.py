@@ -84,6 +84,8 @@ def furnish(commands: str, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(sys.modules[recipe.build.__module__], recipe.build.__name__, small)
     _furnish_libraries(commands)
     _furnish_runs(commands)
+    if "=results.json" in commands:
+        _furnish_results()
 
 
 def _furnish_runs(commands: str) -> None:
@@ -110,6 +112,13 @@ def _furnish_runs(commands: str) -> None:
         settings["train"]["seed"] = int(seed or 0)
         written.write_text(json.dumps(settings))
         shutil.copy(written, "mine.yaml")  # JSON is YAML
+
+
+def _furnish_results() -> None:
+    """What a perfect tool would find in the validation images."""
+    truth = json.loads(Path("data/coco/annotations/val.json").read_text())["annotations"]
+    found = [{name: each[name] for name in ("image_id", "category_id", "bbox")} | {"score": 0.9} for each in truth]
+    Path("results.json").write_text(json.dumps(found))
 
 
 def _own_names(root: Path) -> None:
@@ -188,6 +197,8 @@ def smaller(arguments: list[str]) -> list[str]:
     for side in ("teacher", "student"):
         if given.get(f"--{side}.backbone") == "test_resnet":
             words += [f"--{side}.channels", "32"]
+    if words[0] == "compare" and "--out" not in given:  # a page may compare twice
+        words += ["--out", f"comparison-{len(list(Path().glob('comparison-*')))}"]
     if words[0] in ("distill", "check") and names_two(words[1:]):
         words += [] if "--student" in given else ["--student", "test_resnet"]
         words += ["--teacher.weights", FILES[words[1]]] if words[1] in FILES else []

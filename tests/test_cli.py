@@ -170,6 +170,16 @@ class TestCommandLine:
         with contextlib.redirect_stdout(out):
             assert words in refused(*tiny.arguments("train"), "--run-dir", "run", *arguments)
 
+    @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+    def test_what_is_missing_is_said_by_name(self, refused, encoding):
+        with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding=encoding)):
+            assert refused("transfer") == "mgdet transfer needs IN and OUT (mgdet transfer --help says what that is)"
+            assert refused("distill", "x") == "mgdet distill needs DATA (mgdet distill --help says what that is)"
+
+    def test_a_teacher_where_a_recipe_belongs(self, tiny, refused):
+        for command in ("train", "check"):
+            assert f"mgdet distill {tiny.teacher} DATA distils from a teacher" in refused(command, tiny.teacher)
+
     def test_a_broken_pipe_is_no_error(self, monkeypatch):
         def closed(arguments):
             raise BrokenPipeError

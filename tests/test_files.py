@@ -214,3 +214,10 @@ def test_downloaded_checkpoint_loads(site):
     detector = forged.TinyDetector()
     assert load_checkpoint(detector, f"{url}/{name}").missing == []
     assert forged.same(detector.state_dict(), forged.state())
+
+
+def test_a_folder_of_transformers_is_named_as_one(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=rf"give hf:{tmp_path}"):
+        fetch(tmp_path)
