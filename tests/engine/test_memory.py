@@ -1,4 +1,4 @@
-"""The most memory that a run has used, in the units of each system."""
+"""The most memory that a run has used, in the units of each system, and what is free."""
 
 import resource
 import sys
@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mgdet.engine.memory import peak_memory
+from mgdet.engine import memory
+from mgdet.engine.memory import free_memory, peak_memory
 
 CPU = torch.device("cpu")
 
@@ -26,3 +27,24 @@ def test_nothing_where_the_system_does_not_tell(monkeypatch):
 
 def test_this_process_has_used_some():
     assert 0.05 < peak_memory(CPU) < 1000
+
+
+def test_a_container_has_what_its_limit_leaves(tmp_path, monkeypatch):
+    files = {
+        "MEMINFO": "MemTotal: 9 kB\nMemAvailable: 4194304 kB\n",
+        "CGROUP_LIMIT": "3221225472",
+        "CGROUP_NOW": "1073741824",
+    }
+    for name, content in files.items():
+        monkeypatch.setattr(memory, name, tmp_path / name)
+        (tmp_path / name).write_text(content)
+    assert free_memory(CPU) == 2
+    (tmp_path / "CGROUP_LIMIT").write_text("max\n")
+    assert free_memory(CPU) == 4
+    (tmp_path / "MEMINFO").write_text("nothing")
+    monkeypatch.setattr(memory, "total_memory", lambda device: 6.0)
+    assert free_memory(CPU) == 3
+
+
+def test_this_machine_tells():
+    assert free_memory(CPU) > 0

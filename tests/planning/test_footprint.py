@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-import mgdet.engine.memory as engine_memory
 from mgdet.config import ModelConfig
 from mgdet.planning import memory
 from mgdet.planning.memory import measure_footprint, memory_for_training, probe_detectors
@@ -100,23 +99,6 @@ def test_processes_on_a_cpu_share_its_memory(monkeypatch):
     assert memory_for_training(CPU, 2) == 250
     monkeypatch.setattr(memory, "free_memory", lambda device: 0.0)
     assert memory_for_training(CPU, 1) is None
-
-
-def test_a_container_has_what_its_limit_leaves(tmp_path, monkeypatch):
-    files = {
-        "MEMINFO": "MemTotal: 9 kB\nMemAvailable: 4194304 kB\n",
-        "CGROUP_LIMIT": "3221225472",
-        "CGROUP_NOW": "1073741824",
-    }
-    for name, content in files.items():
-        monkeypatch.setattr(engine_memory, name, tmp_path / name)
-        (tmp_path / name).write_text(content)
-    assert engine_memory.free_memory(CPU) == 2
-    (tmp_path / "CGROUP_LIMIT").write_text("max\n")
-    assert engine_memory.free_memory(CPU) == 4
-    (tmp_path / "MEMINFO").write_text("nothing")
-    monkeypatch.setattr(engine_memory, "total_memory", lambda device: 6.0)
-    assert engine_memory.free_memory(CPU) == 3
 
 
 def test_each_gpu_is_its_own(monkeypatch):
