@@ -13,7 +13,8 @@ from mgdet.config import Config, MGDConfig, ModelConfig
 from mgdet.data.batch import collate
 from mgdet.data.transforms import View
 from mgdet.detectors.build import DETECTORS
-from mgdet.engine.loop import open_data, train
+from mgdet.engine.feed import open_data
+from mgdet.engine.loop import train
 from mgdet.errors import UserError
 from mgdet.interop.weights import save_checkpoint
 from mgdet.models import build_models, detector_from
