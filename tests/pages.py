@@ -17,7 +17,12 @@ ADVICE = [page for page in PAGES if page.name != "CHANGELOG.md" and page.parent.
 """Pages that say what to type today; the others say what was."""
 SHELL = ("bash", "sh")
 NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
-PLACEHOLDERS = {"RECIPE": "retinanet_x101_to_r50", "DEVICES": "2"}
+PLACEHOLDERS = {
+    "RECIPE": "retinanet_x101_to_r50",
+    "DEVICES": "2",
+    "CHECKPOINT": "teacher.pth",
+    "RUN/config.json": "runs/pair/config.json",
+}
 """Words in a command that stand for something that has to be of a kind."""
 
 

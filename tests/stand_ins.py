@@ -21,7 +21,7 @@ import pytest
 import tiny
 from mgdet.config import Config
 from mgdet.engine.loop import train
-from mgdet.recipes import RECIPES, Recipe
+from mgdet.recipes import RECIPES, Recipe, load_recipe
 from pages import PAGES, blocks
 from test_any_pair import save_tiny, stand_in
 
@@ -47,9 +47,13 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, "my_recipes", raising=False)
     recipes = [block.text for page in PAGES for block in blocks(page, "python") if "-> Config" in block.text]
+    config = json.dumps(load_recipe("pair").to_dict())
+    Path("mine.yaml").write_text(config)  # JSON is YAML
+    tiny.write_detector(Path("teacher.pth"), seed=7)
     Path("my_recipes.py").write_text("\n\n".join(recipes))
-    for run in ("one", "two"):
+    for run in ("one", "two", "pair"):
         Path("runs", run).mkdir(parents=True)
+        Path("runs", run, "config.json").write_text(config)
         records = [{"kind": "train", "step": step, "loss": 1 / step} for step in (1, 2)]
         Path("runs", run, "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
 
@@ -58,7 +62,6 @@ def furnish(commands: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes data, pictures and teachers for some commands in the working folder, and every recipe small."""
     for name in ("cells", "coco"):
         tiny.write_data(Path("data", name))
-    tiny.write_detector(Path("teacher.pth"), seed=7)
     for file in ("retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth", "IN"):
         Path(file).write_bytes(Path("teacher.pth").read_bytes())
     Path("photos").mkdir()
@@ -93,7 +96,7 @@ def _furnish_runs(commands: str) -> None:
         settings = json.loads(written.read_text())
         settings["train"]["seed"] = int(seed or 0)
         written.write_text(json.dumps(settings))
-        shutil.copy(written, "mine.yaml")  # JSON is YAML
+        shutil.copy(written, "mine.yaml")
 
 
 def _own_names(root: Path) -> None:

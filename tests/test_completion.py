@@ -87,7 +87,7 @@ CASES = [
     ("train pair --train.metrics bbox s", {"segm"}),
     ("train pair --schedule.warmup_st", {"--schedule.warmup-steps"}),
     ("train pair --train.save_every ", set()),
-    ("train pair --student.no-", {"--student.no-norm-eval", "--student.no-deformable"}),
+    ("train pair --student.no-", {"--student.no-norm-eval", "--student.no-deformable", "--student.no-bgr"}),
     ("train pair --devices ", {"all"}),
     ("predict run/student.pth im", {"images"}),
     ("predict --em", {"--ema"}),

@@ -90,7 +90,7 @@ def understood(words: list[str]) -> bool:
         return all(f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras)
     if words[0] == "python":
         return all((ROOT / word).exists() for word in words[1:] if word.endswith(".py"))
-    return words[0] in (".", "cd", "pre-commit")
+    return words[0] in (".", "source", "cd", "pre-commit")
 
 
 @pytest.mark.parametrize("page", ADVICE, ids=name_of)
