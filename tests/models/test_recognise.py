@@ -393,7 +393,7 @@ class TestOtherLibraries:
         ("source", "words"),
         [
             ("torchvision:fasterrcnn", "torchvision has no detector 'fasterrcnn'"),
-            ("libreyolo:yolo", "LibreYOLO has no 'yolo'"),
+            ("libreyolo:yolo", "LibreYOLO has no model 'yolo'"),
             ("timm:resnet5O", "timm has no backbone 'resnet5O'"),
             ("keras:x", "there is no source 'keras'"),
             ("nowhere.pth", "the checkpoint nowhere.pth does not exist"),

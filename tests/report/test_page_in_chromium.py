@@ -72,14 +72,14 @@ def test_the_browser_would_tell(opened, tmp_path):
 
 
 SECTIONS = (
-    "AP: difference to",
-    "AP and what it costs",
+    "AP: difference from",
+    "AP and cost",
     "How far to trust this",
     "AP of each class",
-    "What errors cost",
-    "While they trained",
-    "Maps of",
-    "What was compared",
+    "Error types",
+    "Training curves",
+    "Feature maps of",
+    "Sources",
 )
 
 
