@@ -148,6 +148,7 @@ def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch, failure):
         ({"num_train": 0}, "num_train of the shapes is 0"),
         ({"num_val": 0}, "num_val of the shapes is 0"),
         ({"seed": -1}, "seed of the shapes is -1"),
+        ({"smallest": 1e5}, "smallest of the shapes is 100000, but"),
     ],
 )
 def test_arguments_out_of_range(tmp_path, change, words):
@@ -188,6 +189,13 @@ def test_other_sizes(size):
         for annotation, shape in zip(annotations, objects):
             assert annotation["category_id"] == shape.label + 1
             assert 0.5 * shape.area < annotation["area"] < 1.05 * shape.area
+
+
+def test_no_object_is_drawn_smaller_than_asked():
+    rng = np.random.default_rng(0)
+    areas = [shape.area for _ in range(30) for shape in layout(*SIZE, rng, 2000.0)]
+    assert min(areas) >= 2000
+    assert max(areas) > 96**2, "large objects are still there"
 
 
 def test_generation_is_fast(tmp_path):

@@ -52,7 +52,9 @@ class Shape:
     area: float
 
 
-def write_shapes(root: Path, *, num_train: int, num_val: int, size: tuple[int, int], seed: int) -> None:
+def write_shapes(
+    root: Path, *, num_train: int, num_val: int, size: tuple[int, int], seed: int, smallest: float = 0.0
+) -> None:
     """Writes the data set: `annotations/{train,val}.json`, `train/*.jpg` and `val/*.jpg` under `root`.
 
     `root` appears complete or not at all. If it already holds the data set of the same arguments, nothing is done.
@@ -64,6 +66,7 @@ def write_shapes(root: Path, *, num_train: int, num_val: int, size: tuple[int, i
         size: (h, w) in pixels, each at least 64. Half of the images, by chance, are turned to (w, h). Large objects
             (96 x 96 and more) need about 128 x 128 and are left out of smaller images.
         seed: of everything random, 0 or more.
+        smallest: area in square pixels that no object is drawn smaller than; scenes are easier without small objects.
 
     Raises:
         UserError: `root` holds something else or cannot be written, or an argument is out of range.
@@ -73,7 +76,14 @@ def write_shapes(root: Path, *, num_train: int, num_val: int, size: tuple[int, i
     for name, value, least in (("num_train", num_train, 1), ("num_val", num_val, 1), ("seed", seed, 0)):
         if value < least:
             raise UserError(f"{name} of the shapes is {value}; give {least} or more")
+    if not _bands(*size, smallest):
+        raise UserError(
+            f"smallest of the shapes is {smallest:g}, but images of {size[0]} x {size[1]} pixels hold no object that "
+            "large; give a smaller area or larger images"
+        )
     stamp = {"version": VERSION, "num_train": num_train, "num_val": num_val, "size": list(size), "seed": seed}
+    if smallest:
+        stamp["smallest"] = smallest
     if _holds(root, stamp):
         return
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
@@ -83,7 +93,7 @@ def write_shapes(root: Path, *, num_train: int, num_val: int, size: tuple[int, i
         with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
             folder = Path(scratch) / "shapes"
             for split, (name, count) in enumerate((("train", num_train), ("val", num_val))):
-                _write_split(folder, name, count, size, (seed, split))
+                _write_split(folder, name, count, size, (seed, split), smallest)
             (folder / "shapes.json").write_text(json.dumps(stamp))
             os.replace(folder, root)
     except OSError as error:
@@ -97,7 +107,9 @@ def _holds(root: Path, stamp: dict[str, Any]) -> bool:
         return False
 
 
-def _write_split(folder: Path, name: str, count: int, size: tuple[int, int], seed: tuple[int, int]) -> None:
+def _write_split(
+    folder: Path, name: str, count: int, size: tuple[int, int], seed: tuple[int, int], smallest: float
+) -> None:
     """Writes one split's images and its annotation file; picture i is drawn from (*seed, i) alone."""
     (folder / name).mkdir(parents=True)
     (folder / "annotations").mkdir(exist_ok=True)
@@ -106,7 +118,7 @@ def _write_split(folder: Path, name: str, count: int, size: tuple[int, int], see
     for index in range(count):
         rng = np.random.default_rng((*seed, index))
         height, width = size if rng.random() < 0.5 else size[::-1]
-        shapes = layout(height, width, rng)
+        shapes = layout(height, width, rng, smallest)
         _, encoded = cv2.imencode(".jpg", paint(shapes, height, width, rng), [cv2.IMWRITE_JPEG_QUALITY, 94])
         file_name = f"{index:06d}.jpg"
         (folder / name / file_name).write_bytes(encoded.tobytes())
@@ -175,17 +187,16 @@ CLASSES: tuple[str, ...] = tuple(_OUTLINES)
 # ---- layout ---------------------------------------------------------------------------------------------------------
 
 
-def layout(height: int, width: int, rng: Generator) -> list[Shape]:
+def layout(height: int, width: int, rng: Generator, smallest: float = 0.0) -> list[Shape]:
     """Places 1 to 6 objects, the lowest first; none hides another one too far.
 
     Args:
         height: of the image in pixels.
         width: of the image in pixels.
+        smallest: area in square pixels that no object is drawn smaller than.
     """
-    largest = 0.6 * height * width
-    bands = [(low, min(high, largest)) for low, high in BANDS if low < largest]
-    shares = np.array(BAND_SHARES[: len(bands)])
-    chosen = rng.choice(len(bands), size=rng.integers(1, 7), p=shares / shares.sum())
+    bands, shares = zip(*_bands(height, width, smallest))
+    chosen = rng.choice(len(bands), size=rng.integers(1, 7), p=np.array(shares) / sum(shares))
     areas = np.array([np.exp(rng.uniform(*np.log(bands[band]))) for band in chosen])
     areas = areas[np.argsort(-areas * np.exp(rng.normal(0, 0.7, len(areas))))]  # mostly the big ones below
 
@@ -203,7 +214,17 @@ def layout(height: int, width: int, rng: Generator) -> list[Shape]:
                 owner[y0:y1, x0:x1][mask] = len(shapes)
                 seen, least = np.append(seen - lost, lost.sum()), np.append(least, VISIBLE * area)
                 break
-    return shapes or layout(height, width, rng)
+    return shapes or layout(height, width, rng, smallest)
+
+
+def _bands(height: int, width: int, smallest: float) -> list[tuple[tuple[float, float], float]]:
+    """The bands of areas that objects of an image are drawn from, and how often each is drawn."""
+    largest = 0.6 * height * width
+    return [
+        ((max(low, smallest), min(high, largest)), share)
+        for (low, high), share in zip(BANDS, BAND_SHARES)
+        if max(low, smallest) < min(high, largest)
+    ]
 
 
 def _place(area: float, height: int, width: int, rng: Generator) -> Shape:
