@@ -1,0 +1,169 @@
+"""What is compared, and the config of every run: all arms share everything but what an arm is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from evidence.data import choose_root, data_config
+from evidence.pairs import SWEEPS, Pair
+from mgdet.config import (
+    METHODS,
+    ROIS_PER_IMAGE,
+    Config,
+    MGDConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PKDConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from mgdet.engine.checkpoint import LAST_FILE
+
+WARMUP_STEPS = 100
+TITLES = {"mgd": "MGD", "pkd": "PKD", "fgd": "FGD"}
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to train the student.
+
+    name: its folder.
+    method: a section of the config; empty for none.
+    inherit: starts with the teacher's neck and head.
+    settings: what else it changes, by dotted name.
+    """
+
+    name: str
+    method: str = ""
+    inherit: bool = False
+    settings: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Its row in the table."""
+        if not self.method:
+            return "inherits only" if self.inherit else "alone"
+        title = TITLES.get(self.method, self.method) + (", inherits" if self.inherit else "")
+        return title + "".join(f", {name} {value:g}" for name, value in self.settings)
+
+    @property
+    def base(self) -> Arm:
+        """The arm without a method that starts as this one does: what the method has to beat."""
+        return INHERITS if self.inherit else ALONE
+
+
+ALONE = Arm("alone")
+INHERITS = Arm("inherits", inherit=True)
+
+
+def arms_of(pair: Pair) -> list[Arm]:
+    """The arms of a pair. Where the student cannot inherit, those that need it are not there.
+
+    PKD and FGD inherit where that is possible, as MGD does; what a method does without it is shown for MGD.
+    """
+    if not pair.inherits:
+        return [ALONE, *(Arm(method, method) for method in METHODS if method in pair.weights)]
+    arms = [ALONE, INHERITS, Arm("mgd", "mgd")]
+    return arms + [Arm(f"{method}-inherits", method, True) for method in METHODS if method in pair.weights]
+
+
+def swept(pair: Pair) -> Arm:
+    """The arm that `SWEEPS` change."""
+    return Arm("mgd-inherits", "mgd", True) if pair.inherits else Arm("mgd", "mgd")
+
+
+def sweep_arms(pair: Pair, chosen: float) -> list[Arm]:
+    """The arms of all sweeps but those that are the arm itself.
+
+    Args:
+        pair: the pair.
+        chosen: the weight of MGD that the search chose.
+    """
+    arm, own = swept(pair), {"mgd.weight": chosen, "mgd.mask_ratio": pair.mask_ratio}
+    result = []
+    for sweep in SWEEPS:
+        for value in sweep.values:
+            setting = value * own[sweep.setting] if sweep.relative else value
+            if setting != own[sweep.setting]:
+                result.append(
+                    replace(arm, name=f"{arm.name}.{sweep.name}-{value:g}", settings=((sweep.setting, setting),))
+                )
+    return result
+
+
+def student_config(pair: Pair, root: Path, *, epochs: int, rate: float, seed: int) -> Config:
+    """The student alone."""
+    data = data_config(choose_root(root, pair.images), pair.images.size)
+    return Config(
+        student=_model(pair, pair.student, pair.student_backbone),
+        fgd=replace(pair.fgd, weight=0.0),
+        mgd=MGDConfig(mask_ratio=pair.mask_ratio),
+        pkd=PKDConfig(),
+        data=data,
+        optimizer=OptimizerConfig(name="adamw", lr=rate, weight_decay=0.01, clip_norm=5.0),
+        schedule=ScheduleConfig(shape="cosine", epochs=epochs, drops=(), warmup_steps=WARMUP_STEPS),
+        train=TrainConfig(
+            batch=pair.batch,
+            seed=seed,
+            log_every=50,
+            save_every=200,
+            eval_every=max(1, epochs // 4),
+            metrics=pair.metrics,
+        ),
+    )
+
+
+def teacher_config(pair: Pair, root: Path, *, epochs: int, seed: int) -> Config:
+    """The teacher."""
+    config = student_config(pair, root, epochs=epochs, rate=pair.teacher_rate, seed=seed)
+    config.student = _model(pair, pair.teacher, pair.teacher_backbone)
+    return config
+
+
+def arm_config(
+    pair: Pair, root: Path, arm: Arm, *, teacher: Path | None, weight: float, epochs: int, rate: float, seed: int
+) -> Config:
+    """One run of an arm.
+
+    Args:
+        pair: the pair.
+        root: of everything.
+        arm: the arm.
+        teacher: folder of the teacher's run; None for the student alone.
+        weight: of the arm's method.
+        epochs, rate: the schedule and its learning rate.
+        seed: of the run.
+    """
+    config = student_config(pair, root, epochs=epochs, rate=rate, seed=seed)
+    if arm.method or arm.inherit:
+        assert teacher is not None
+        config.teacher = _model(pair, pair.teacher, pair.teacher_backbone, str(teacher / LAST_FILE))
+        config.inherit = arm.inherit
+    if arm.method:
+        getattr(config, arm.method).weight = weight
+    for name, value in arm.settings:
+        change(config, name, value)
+    return config
+
+
+def change(config: Config, name: str, value: Any) -> None:
+    """Sets a field by its dotted name."""
+    section, _, field = name.partition(".")
+    assert section in {entry.name for entry in fields(config)}
+    setattr(getattr(config, section), field, value)
+
+
+def _model(pair: Pair, detector: str, backbone: str, weights: str = "random") -> ModelConfig:
+    """From random weights everything trains, also the statistics of the batch norms."""
+    two_stages = detector.endswith("rcnn")
+    return ModelConfig(
+        detector=detector,
+        backbone=backbone,
+        channels=pair.channels,
+        frozen_stages=0,
+        norm_eval=False,
+        rois_per_image=pair.rois_per_image if two_stages else ROIS_PER_IMAGE,
+        weights=weights,
+    )

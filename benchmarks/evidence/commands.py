@@ -1,0 +1,256 @@
+"""The command line: `data`, `tune`, `run`, `plan` and `table`."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import evidence
+from evidence import data
+from evidence.arms import Arm, arm_config, arms_of, sweep_arms, swept
+from evidence.choose import Missing, choose, read_choices, write_choices
+from evidence.measure import Measured, TestImages
+from evidence.numbers import Row, fill
+from evidence.page import Page
+from evidence.pairs import PAIRS, Pair
+from evidence.runs import Planned, read_finished
+from evidence.work import Asked, Clock, stoppable, work
+from mgdet.errors import TrainingError, UserError, nearest
+from mgdet.files import atomic_write
+
+TIME_IS_UP = 75
+"""Exit code where `--hours` ended before the work did: the same command goes on."""
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one command.
+
+    Returns:
+        0 when all is done, `TIME_IS_UP`, 128 + the signal that stopped it, 1 or 2 for errors as in mgdet.
+    """
+    options = parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    clock = Clock(getattr(options, "hours", 0.0))
+    try:
+        with stoppable():
+            command: Callable[[argparse.Namespace, Clock], None] = options.command
+            command(options, clock)
+    except Asked as asked:
+        say("the time is up; the same command goes on from here" if clock.expired else str(asked))
+        return TIME_IS_UP if clock.expired else 128 + asked.number
+    except (UserError, TrainingError) as error:
+        sys.stderr.write(f"evidence: {error}\n")
+        return 2 if isinstance(error, UserError) else 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    result = argparse.ArgumentParser(
+        prog="evidence", description=evidence.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = result.add_subparsers(required=True, metavar="COMMAND")
+    helps = {
+        make: ("data", "make the splits; the other commands do so where they are not there"),
+        tune: ("tune", "train the teacher, and make every choice on the validation images"),
+        run: ("run", "train every arm, seed 0 of all arms first"),
+        plan: ("plan", "say what is done and what is left"),
+        table: ("table", "measure finished runs on the test images and write a page for each pair"),
+    }
+    for function, (name, text) in helps.items():
+        own = commands.add_parser(name, help=text, description=text)
+        own.set_defaults(command=function)
+        own.add_argument("--root", type=Path, default=Path("evidence"), help="folder for everything")
+        own.add_argument(
+            "--only",
+            nargs="+",
+            default=list(PAIRS),
+            metavar="PAIR[/ARM]",
+            help="pairs, and of them arms; * stands for any",
+        )
+        own.add_argument("--threads", type=int, default=1, help="of torch")
+        own.add_argument("--bccd", type=Path, help="folder of BCCD, for the pairs of that name")
+        if function in (tune, run):
+            own.add_argument("--hours", type=float, default=0.0, help="stop after so many hours; 0: do not")
+        if function in (run, plan, table):
+            own.add_argument("--seeds", type=int, nargs="+", help="of the runs; else 0, 1, ... as each pair says")
+            own.add_argument("--sweeps", action="store_true", help="also the sweeps of mask ratio and weight")
+        if function is table:
+            own.add_argument("--out", type=Path, default=RESULTS, help="folder for the pages")
+            own.add_argument("--date", default=time.strftime("%Y-%m"), help="in the name of the page")
+    return result
+
+
+def make(options: argparse.Namespace, clock: Clock) -> None:
+    """`data`"""
+    for name in pairs_of(options.only):
+        data.make(options.root, PAIRS[name].images, options.bccd)
+        say(f"{name}: {options.root / 'data' / PAIRS[name].images.name}")
+
+
+def tune(options: argparse.Namespace, clock: Clock) -> None:
+    """`tune`"""
+    for name in pairs_of(options.only):
+        pair = PAIRS[name]
+        data.make(options.root, pair.images, options.bccd)
+        while read_choices(options.root, name) is None:
+            try:
+                choices = choose(pair, options.root, name)
+            except Missing as missing:
+                work(missing.runs, clock, say, wait=True)
+            else:
+                write_choices(options.root, name, {"made": time.strftime("%Y-%m-%d %H:%M:%S"), **choices})
+        say(f"{name}: {options.root / name / 'choices.json'}")
+
+
+def run(options: argparse.Namespace, clock: Clock) -> None:
+    """`run`"""
+    lists = []
+    for name in pairs_of(options.only):
+        choices = _choices(options.root, name)
+        data.make(options.root, PAIRS[name].images, options.bccd)
+        lists.append([planned for _, planned in reported(options, name, choices)])
+    work(_in_turns(lists), clock, say, wait=False)
+
+
+def plan(options: argparse.Namespace, clock: Clock) -> None:
+    """`plan`"""
+    for name in pairs_of(options.only):
+        choices = read_choices(options.root, name)
+        if choices is None:
+            say(f"{name}: no choices yet{_waiting(options.root, name)}")
+            continue
+        runs = reported(options, name, choices)
+        found = [(arm, planned, read_finished(planned.folder)) for arm, planned in runs]
+        left = [(arm, planned) for arm, planned, finished in found if finished is None]
+        seconds = [finished.seconds for *_, finished in found if finished is not None and finished.seconds]
+        about = f", about {len(left) * sum(seconds) / len(seconds) / 3600:.1f} hours" if seconds and left else ""
+        say(f"{name}: {len(runs) - len(left)} of {len(runs)} runs are finished{about}")
+        for arm, planned in left:
+            say(f"    {planned.folder.relative_to(options.root)}  {arm.title}")
+
+
+def table(options: argparse.Namespace, clock: Clock) -> None:
+    """`table`"""
+    for name in pairs_of(options.only):
+        choices = _choices(options.root, name)
+        page = _page(options, name, choices)
+        path = options.out / f"evidence-{name}-{options.date}.md"
+        atomic_write(path, lambda file, page=page: file.write(page.text(options.date).encode()))  # type: ignore[misc]
+        say(f"{name}: {path}")
+
+
+def _page(options: argparse.Namespace, name: str, choices: dict[str, Any]) -> Page:
+    pair, root = PAIRS[name], options.root
+    images = TestImages(pair, root, name, say)
+    runs = reported(options, name, choices)
+    teacher = images.measure([root / choices["teacher"]["folder"]])
+
+    def rows(sweep: bool) -> list[Row]:
+        arms = dict.fromkeys(arm for arm, _ in runs if bool(arm.settings) == sweep)
+        found: list[Row] = []
+        for arm in arms:
+            measured: list[Measured] = images.measure([planned.folder for own, planned in runs if own == arm])
+            found += [Row(arm, measured)] if measured else []
+        return found
+
+    main_rows = rows(sweep=False)
+    fill(main_rows, teacher[0] if teacher else None, images.truth, pair.metrics)
+    return Page(
+        name=name,
+        pair=pair,
+        root=root,
+        choices=choices,
+        rows=main_rows,
+        sweeps=rows(sweep=True),
+        base=next((row for row in main_rows if row.arm == swept(pair)), None),
+        teacher=teacher[0] if teacher else None,
+        images=len(images.records),
+        looks=images.looks,
+        missing=[planned for _, planned in runs if read_finished(planned.folder) is None],
+    )
+
+
+def reported(options: argparse.Namespace, name: str, choices: dict[str, Any]) -> list[tuple[Arm, Planned]]:
+    """The runs of a pair that are reported, all arms with one seed before the next seed."""
+    pair = PAIRS[name]
+    seeds = options.seeds if options.seeds is not None else range(pair.seeds)
+    arms = arms_of(pair)
+    if options.sweeps:
+        arms += sweep_arms(pair, choices["arms"][swept(pair).name]["weight"])
+    arms = [arm for arm in arms if _wanted(name, arm, options.only)]
+    return [(arm, planned(pair, options.root, name, arm, choices, seed)) for seed in seeds for arm in arms]
+
+
+def planned(pair: Pair, root: Path, name: str, arm: Arm, choices: dict[str, Any], seed: int) -> Planned:
+    """One reported run."""
+    searched = choices["arms"][arm.name.partition(".")[0]]
+    config = arm_config(
+        pair,
+        root,
+        arm,
+        teacher=root / choices["teacher"]["folder"],
+        weight=searched["weight"],
+        rate=searched["rate"],
+        epochs=choices["length"]["epochs"],
+        seed=seed,
+    )
+    return Planned(root / name / arm.name / f"seed-{seed}", config)
+
+
+def pairs_of(only: Sequence[str]) -> list[str]:
+    """The pairs that `--only` names.
+
+    Raises:
+        UserError: a name fits no pair, or no arm of it.
+    """
+    for pattern in only:
+        fitting = [name for name in PAIRS if fnmatch.fnmatch(name, pattern.partition("/")[0])]
+        if not fitting:
+            raise UserError(f"--only has '{pattern}', which fits no pair{nearest(pattern, PAIRS)}")
+        arms = {arm.name for name in fitting for arm in (*arms_of(PAIRS[name]), *sweep_arms(PAIRS[name], 1.0))}
+        own = pattern.partition("/")[2]
+        if own and not any(fnmatch.fnmatch(arm, own) for arm in arms):
+            raise UserError(f"--only has '{pattern}', which fits no arm{nearest(own, arms)}")
+    return [name for name in PAIRS if any(fnmatch.fnmatch(name, pattern.partition("/")[0]) for pattern in only)]
+
+
+def _wanted(name: str, arm: Arm, only: Sequence[str]) -> bool:
+    """A pattern without an arm stands for all of them."""
+    patterns = (pattern if "/" in pattern else f"{pattern}/*" for pattern in only)
+    return any(fnmatch.fnmatch(f"{name}/{arm.name}", pattern) for pattern in patterns)
+
+
+def _choices(root: Path, name: str) -> dict[str, Any]:
+    choices = read_choices(root, name)
+    if choices is None:
+        raise UserError(f"no choices have been made for {name} in {root}; run tune first")
+    return choices
+
+
+def _waiting(root: Path, name: str) -> str:
+    """What the next choice waits for."""
+    try:
+        choose(PAIRS[name], root, name)
+    except Missing as missing:
+        return "; the next needs " + ", ".join(str(run.folder.relative_to(root)) for run in missing.runs)
+    return "; tune can make them"
+
+
+def _in_turns(lists: Sequence[Sequence[Planned]]) -> list[Planned]:
+    """One run of each pair in turns, so that all pairs have their first seeds early."""
+    return [run for turn in zip_longest(*lists) for run in turn if run is not None]
+
+
+def say(text: str) -> None:
+    """Prints one line at once."""
+    print(text, flush=True)

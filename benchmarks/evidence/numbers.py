@@ -1,0 +1,151 @@
+"""What the runs of a pair say, as numbers: means, spreads, and differences with intervals."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import hotcoco
+
+from evidence.arms import ALONE, INHERITS, Arm
+from evidence.measure import Measured
+
+RESAMPLES, CONFIDENCE = 1000, 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far one arm is above another, over the seeds that both have, in shares of 1.
+
+    other: the arm that it is compared with.
+    seeds: the difference with each seed.
+    low, high: the interval around the mean difference that a paired bootstrap over the test images gives.
+    """
+
+    other: Arm
+    seeds: dict[int, float]
+    low: float
+    high: float
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return statistics.fmean(self.seeds.values())
+
+    @property
+    def above(self) -> int:
+        """With how many seeds it is above."""
+        return sum(value > 0 for value in self.seeds.values())
+
+    @property
+    def shown(self) -> bool:
+        """Do the interval and every single seed agree on which arm is better?"""
+        same = self.above == len(self.seeds) if self.mean > 0 else self.above == 0
+        return same and (self.low > 0 or self.high < 0) and len(self.seeds) > 1
+
+
+@dataclass(slots=True)
+class Row:
+    """One arm.
+
+    arm: which one.
+    runs: those that are finished, by seed.
+    differences: to the arms that it is compared with, for each metric.
+    gap: the share of the distance from the student alone to the teacher, for each metric.
+    """
+
+    arm: Arm
+    runs: list[Measured]
+    differences: dict[str, list[Difference]] = field(default_factory=dict)
+    gap: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> list[Measured]:
+        """The runs that did not break off."""
+        return [run for run in self.runs if run.scores]
+
+    def values(self, metric: str, stat: str = "AP") -> list[float]:
+        """One number of each run."""
+        return [run.scores[metric][stat] for run in self.whole]
+
+    def mean(self, metric: str, stat: str = "AP") -> float | None:
+        """Over the runs; None without any."""
+        values = self.values(metric, stat)
+        return statistics.fmean(values) if values else None
+
+    def deviation(self, metric: str, stat: str = "AP") -> float | None:
+        """The standard deviation over the runs; None of fewer than two."""
+        values = self.values(metric, stat)
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+def compared_with(arm: Arm) -> list[Arm]:
+    """The arms that an arm is compared with: the student alone, and inheriting alone if it inherits."""
+    if arm == ALONE:
+        return []
+    return [ALONE, INHERITS] if arm.inherit and arm != INHERITS else [ALONE]
+
+
+def fill(rows: Sequence[Row], teacher: Measured | None, truth: dict[str, Any], metrics: Sequence[str]) -> None:
+    """Works out differences and gaps of all rows."""
+    by_arm = {row.arm: row for row in rows}
+    for row in rows:
+        for metric in metrics:
+            others = [by_arm[arm] for arm in compared_with(row.arm) if arm in by_arm]
+            found = (difference(row, other, truth, metric) for other in others)
+            row.differences[metric] = [one for one in found if one is not None]
+            mine, alone = row.mean(metric), by_arm[ALONE].mean(metric) if ALONE in by_arm else None
+            if teacher is not None and teacher.scores and mine is not None and alone is not None and row.arm != ALONE:
+                distance = teacher.scores[metric]["AP"] - alone
+                if distance > 0:
+                    row.gap[metric] = (mine - alone) / distance
+
+
+def difference(row: Row, other: Row, truth: dict[str, Any], metric: str) -> Difference | None:
+    """The difference of two arms; None where they share no seed."""
+    mine = {run.seed: run for run in row.whole}
+    theirs = {run.seed: run for run in other.whole}
+    seeds = sorted(mine.keys() & theirs.keys())
+    if not seeds:
+        return None
+    each = {seed: mine[seed].scores[metric]["AP"] - theirs[seed].scores[metric]["AP"] for seed in seeds}
+    sides = ([own[seed].results for seed in seeds] for own in (theirs, mine))
+    before, after = (evaluator(truth, side, metric) for side in sides)
+    found = hotcoco.compare(before, after, RESAMPLES, 0, CONFIDENCE)["ci"]["AP"]
+    return Difference(other.arm, each, found["lower"], found["upper"])
+
+
+def evaluator(truth: dict[str, Any], runs: Sequence[list[dict[str, Any]]], metric: str) -> hotcoco.COCOeval:
+    """The detections of several runs on the same images, as one evaluation whose AP is the mean of theirs.
+
+    Each run has objects and classes of its own, so that AP, a mean over classes, is one over runs, too, and a draw of
+    images is the same for all of them.
+
+    Args:
+        truth: a COCO file with category ids of 1 to K.
+        runs: detections in COCO's results format.
+        metric: "bbox" or "segm".
+    """
+    number, copies = len(truth["categories"]), range(len(runs))
+    annotations = [
+        {**own, "id": own["id"] + copy * len(truth["annotations"]), "category_id": own["category_id"] + copy * number}
+        for copy in copies
+        for own in truth["annotations"]
+    ]
+    categories = [
+        {"id": own["id"] + copy * number, "name": own["name"]} for copy in copies for own in truth["categories"]
+    ]
+    ground = hotcoco.COCO({"images": truth["images"], "categories": categories, "annotations": annotations})
+    dropped = {"bbox"} if metric == "segm" else set()  # with a box its area would count, not the mask's
+    detections = [
+        {name: value for name, value in own.items() if name not in dropped}
+        | {"category_id": own["category_id"] + copy * number}
+        for copy, results in zip(copies, runs)
+        for own in results
+    ]
+    matched = hotcoco.COCOeval(ground, ground.load_res(detections), metric)
+    matched.evaluate()
+    matched.accumulate()
+    return matched

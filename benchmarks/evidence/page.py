@@ -1,0 +1,233 @@
+"""The page of a pair: everything that was measured, every choice, every run, with what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evidence import words
+from evidence.choose import GAIN
+from evidence.measure import Measured
+from evidence.numbers import Row
+from evidence.pairs import Pair, Shapes
+from evidence.runs import Planned, command, sessions
+from evidence.words import METRIC_NAMES, percent, signed
+
+
+@dataclass(slots=True)
+class Page:
+    """All that goes on a page.
+
+    name, pair: which pair.
+    root: of everything.
+    choices: of `choose`.
+    rows, sweeps: the arms, and those of the sweeps.
+    base: the row that the sweeps change.
+    teacher: None where it cannot be measured.
+    images: how many test images there are.
+    looks: when students were measured on the test images.
+    missing: reported runs that are not finished.
+    """
+
+    name: str
+    pair: Pair
+    root: Path
+    choices: dict[str, Any]
+    rows: list[Row]
+    sweeps: list[Row]
+    base: Row | None
+    teacher: Measured | None
+    images: int
+    looks: list[dict[str, Any]]
+    missing: list[Planned]
+
+    def text(self, date: str) -> str:
+        """The page in Markdown."""
+        parts = [f"# Evidence: {self.name}, {date}", self._about()]
+        if self.missing:
+            parts.append(
+                f"**Not complete:** {len(self.missing)} of the reported runs are not finished: "
+                f"{', '.join(self._relative(run.folder) for run in self.missing)}."
+            )
+        for metric in self.pair.metrics:
+            parts += [f"## Test images: {METRIC_NAMES[metric]}", self._arms(metric)]
+        parts += ["## What this says", _list(self._sentences())]
+        if self.sweeps:
+            parts += ["## Sweeps", self._swept()]
+        parts += ["## Every run", self._runs(), "## Choices", self._choices(), "## Where and how", self._where()]
+        return "\n\n".join(parts) + "\n"
+
+    def _about(self) -> str:
+        images, pair = self.pair.images, self.pair
+        height, width = images.size
+        if isinstance(images, Shapes):
+            least = f", no object under {images.smallest:g} square pixels" if images.smallest else ""
+            what = (
+                f"`shapes` at {height} x {width} pixels{least}: {images.num_train:,} training, {images.num_val:,} "
+                f"validation and {self.images:,} test images, the test images from a seed of their own"
+            )
+        else:
+            what = (
+                f"BCCD at {height} x {width} pixels: {images.num_val} of its training images validate, its "
+                f"{self.images} evaluation images are the test images"
+            )
+        absent = "" if pair.inherits else " The student cannot inherit from a teacher of another family: no arm does."
+        return (
+            f"{pair.teacher} with {pair.teacher_backbone} teaches {pair.student} with {pair.student_backbone}, "
+            f"{pair.channels} channels, all from random weights. {what}. Every choice was made on the validation "
+            f"images. All arms share seeds, order of images and schedule: epochs {self.choices['length']['epochs']}, "
+            f"batch {pair.batch}.{absent} A score is that of the last student of a run."
+        )
+
+    def _arms(self, metric: str) -> str:
+        header = ["", "AP", "sd", "AP50", "AP75", "seeds", "to alone", "to inherits only", "gap closed", "search runs"]
+        header += ["images/s", "minutes"]
+        lines = []
+        if self.teacher is not None and self.teacher.scores:
+            stats, finished = self.teacher.scores[metric], self.teacher.finished
+            tried = str(len(self.choices["teacher"]["tried"]))
+            own = ["teacher", percent(stats["AP"]), "", percent(stats["AP50"]), percent(stats["AP75"])]
+            own += ["1", "", "", "", tried]
+            lines.append([*own, f"{finished.images_per_second:.1f}", f"{finished.seconds / 60:.0f}"])
+        lines += [self._arm(row, metric) for row in self.rows]
+        note = (
+            "AP in percent, mean and standard deviation over seeds. Differences are means over the seeds that both "
+            "arms have, with the 95 % interval of a paired bootstrap over the test images and the number of seeds in "
+            "which the arm is above. Search runs: those of the arm's own search, beside the "
+            f"{self._shared()} that chose rate and length for all. Images/s and minutes are those of the training of "
+            "one run, whatever else the machine did meanwhile."
+        )
+        return f"{_table(header, lines)}\n\n{note}"
+
+    def _arm(self, row: Row, metric: str) -> list[str]:
+        differences = {found.other.name: found for found in row.differences[metric]}
+
+        def shown(name: str) -> str:
+            found = differences.get(name)
+            if found is None:
+                return ""
+            return f"{signed(found.mean)} {words.interval(found)} {found.above}/{len(found.seeds)}"
+
+        deviation = row.deviation(metric)
+        gap = row.gap.get(metric)
+        speeds = [run.finished.images_per_second for run in row.whole]
+        minutes = [run.finished.seconds / 60 for run in row.whole]
+        search = self.choices["arms"].get(row.arm.name)
+        return [
+            row.arm.title,
+            percent(row.mean(metric)),
+            "" if deviation is None else percent(deviation),
+            percent(row.mean(metric, "AP50")),
+            percent(row.mean(metric, "AP75")),
+            str(len(row.whole)),
+            shown("alone"),
+            shown("inherits"),
+            "" if gap is None else f"{gap:.0%}".replace("%", " %").replace("-", words.MINUS),
+            "" if search is None else str(len(search["tried"])),
+            f"{sum(speeds) / len(speeds):.1f}" if speeds else "",
+            f"{sum(minutes) / len(minutes):.0f}" if minutes else "",
+        ]
+
+    def _shared(self) -> int:
+        tried = self.choices["first_rate"]["tried"] + self.choices["length"]["tried"]
+        return len({own["folder"] for own in tried})
+
+    def _sentences(self) -> list[str]:
+        metric = self.pair.metrics[0]
+        sentences = words.of_arms(self.rows, metric) + words.of_methods(self.rows, metric)
+        sentences += words.of_teacher(self.teacher, self.rows, self.choices, metric)
+        if self.base is not None and self.sweeps:
+            own = {"mgd.mask_ratio": self.pair.mask_ratio}
+            own["mgd.weight"] = self.choices["arms"][self.base.arm.name]["weight"]
+            sentences += words.of_sweeps(self.sweeps, self.base, own, metric)
+        broken = [run for row in (*self.rows, *self.sweeps) for run in row.runs if not run.scores]
+        sentences += [f"{self._relative(run.folder)} broke off: {run.finished.error}" for run in broken]
+        return sentences
+
+    def _swept(self) -> str:
+        metric = self.pair.metrics[0]
+        rows = ([self.base] if self.base is not None else []) + self.sweeps
+        lines = [
+            [row.arm.title, percent(row.mean(metric)), percent(row.deviation(metric)), str(len(row.whole))]
+            for row in rows
+        ]
+        return _table(["", METRIC_NAMES[metric], "sd", "seeds"], lines)
+
+    def _runs(self) -> str:
+        metrics = self.pair.metrics
+        header = ["run", "seed", *(f"test {METRIC_NAMES[m]}" for m in metrics), "AP50", "AP75", "val AP", "images/s"]
+        header += ["minutes", "student's SHA-256"]
+        runs: list[tuple[str, Measured]] = [] if self.teacher is None else [("teacher", self.teacher)]
+        runs += [(row.arm.title, run) for row in (*self.rows, *self.sweeps) for run in row.runs]
+        lines = []
+        for title, run in runs:
+            if not run.scores:
+                lines.append([title, str(run.seed), "broke off", *[""] * (len(header) - 3)])
+                continue
+            stats = run.scores[metrics[0]]
+            own = [title, str(run.seed), *(percent(run.scores[metric]["AP"]) for metric in metrics)]
+            own += [percent(stats["AP50"]), percent(stats["AP75"]), percent(run.finished.ap)]
+            own += [f"{run.finished.images_per_second:.1f}", f"{run.finished.seconds / 60:.0f}"]
+            lines.append([*own, run.finished.sha256[:12]])
+        return _table(header, lines)
+
+    def _choices(self) -> str:
+        """Each search with all that it tried."""
+        choices = self.choices
+        lines = [
+            [f"teacher's length, at a rate of {self.pair.teacher_rate:g}", *_tried(choices["teacher"], "epochs")],
+            [f"rate alone at 1x, epochs {self.pair.epochs}", *_tried(choices["first_rate"], "value")],
+            ["student's length", *_tried(choices["length"], "epochs")],
+        ]
+        for name, own in choices["arms"].items():
+            rest = f", rate {own['rate']:g}" if own["what"] == "weight" else ""
+            lines.append([f"{name}: {own['what']}{rest}", *_tried(own, "value")])
+        note = (
+            f"AP on the validation images, seed {choices['seed']}, which is not reported. A length is the shortest "
+            f"from which twice as long gains at most {100 * GAIN:g} AP; the teacher is the better of the last two."
+        )
+        return f"{_table(['search', 'chosen', 'tried: AP'], lines)}\n\n{note}"
+
+    def _where(self) -> str:
+        """Machines, versions and commands of all runs."""
+        folders = [run.folder for row in (*self.rows, *self.sweeps) for run in row.runs]
+        searched = [self.choices["teacher"], self.choices["first_rate"], self.choices["length"]]
+        searched += self.choices["arms"].values()
+        folders += [self.root / one["folder"] for own in searched for one in own["tried"]]
+        noted = [session for folder in dict.fromkeys(folders) for session in sessions(folder)]
+        lines = [f"Trained on: {_kinds(noted, 'machine', 'threads')}."]
+        lines.append(f"Versions: {_kinds(noted, 'torch', 'mgdet', 'commit')}.")
+        lines.append(f"The choices were made at {self.choices['made']}.")
+        if self.looks:
+            times = ", ".join(look["time"] for look in self.looks)
+            lines.append(f"Students were measured on the test images, each once, at {times}.")
+        typed = "\n".join(f"    {line}" for line in [*dict.fromkeys(own["command"] for own in noted), command()])
+        return f"{_list(lines)}\n\n{typed}"
+
+    def _relative(self, folder: Path) -> str:
+        return str(folder.relative_to(self.root))
+
+
+def _kinds(noted: Iterable[dict[str, Any]], *names: str) -> str:
+    """The different combinations of some fields, e.g. machines with their threads."""
+    found = dict.fromkeys(
+        ", ".join(f"{own[name]}" if name == "machine" else f"{name} {own[name]}" for name in names) for own in noted
+    )
+    return "; ".join(found) or "unknown"
+
+
+def _tried(search: dict[str, Any], field: str) -> list[str]:
+    values = ", ".join(f"{own[field]:g}: {percent(max(own['AP'], 0))}" for own in search["tried"])
+    return [f"{search[field]:g}", values]
+
+
+def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    rows = [header, ["---", *["---:"] * (len(header) - 1)], *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

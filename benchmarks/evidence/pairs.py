@@ -1,0 +1,149 @@
+"""The pairs: which detectors, on which images, how long, and what is searched for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from mgdet.config import ROIS_PER_IMAGE, FGDConfig, Metric
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shapes:
+    """Pictures that are drawn: `mgdet.demo.shapes`.
+
+    size: (h, w) in pixels; half of the images are turned.
+    num_train, num_val, num_test: how many. Validation and test images come from different seeds.
+    smallest: area in square pixels that no object is drawn smaller than.
+    """
+
+    size: tuple[int, int] = (128, 160)
+    num_train: int = 4000
+    num_val: int = 400
+    num_test: int = 1000
+    smallest: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The data set's folder."""
+        least = f"-{self.smallest:g}" if self.smallest else ""
+        return f"shapes-{self.size[0]}x{self.size[1]}-{self.num_train}{least}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bccd:
+    """Photographs of blood cells: 292 to train and 72 to evaluate on, 640 x 480 pixels, 3 classes.
+
+    The 72 are the test images, as others report on them. Validation images are taken from the 292.
+
+    size: (h, w) in pixels that landscape photographs are resized to, once.
+    num_val: how many of the training images become validation images.
+    """
+
+    size: tuple[int, int] = (240, 320)
+    num_val: int = 60
+
+    @property
+    def name(self) -> str:
+        """The data set's folder."""
+        return f"bccd-{self.size[0]}x{self.size[1]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A teacher and a student, everything that all arms share, and what is searched.
+
+    teacher, student: detectors of this package.
+    images: what they see.
+    metrics: what is measured; choices go by AP of the first.
+    channels: width of necks and heads.
+    rois_per_image: regions that train a second stage.
+    epochs: the student's schedule 1x; its length is a power of two times that.
+    teacher_epochs: the teacher's.
+    teacher_rate: the teacher's learning rate.
+    rates: learning rates that are searched, for 16 images per step.
+    weights: for each method, the weights that are searched; as many as there are rates.
+    mask_ratio: MGD's, as published.
+    fgd: the parts of FGD, as published.
+    seeds: how many runs of each arm are reported.
+    """
+
+    teacher: str
+    student: str
+    images: Shapes | Bccd = Shapes()
+    metrics: tuple[Metric, ...] = ("bbox",)
+    teacher_backbone: str = "resnet18"
+    student_backbone: str = "test_resnet"
+    channels: int = 64
+    rois_per_image: int = ROIS_PER_IMAGE
+    batch: int = 8
+    epochs: int = 4
+    teacher_epochs: int = 8
+    teacher_rate: float = 0.004
+    rates: tuple[float, ...] = (0.001, 0.002, 0.004, 0.008)
+    weights: dict[str, tuple[float, ...]] = field(
+        default_factory=lambda: {
+            "mgd": (1.25e-6, 5e-6, 2e-5, 8e-5),
+            "pkd": (1.0, 3.0, 10.0, 30.0),
+            "fgd": (0.3, 1.0, 3.0, 10.0),
+        }
+    )
+    mask_ratio: float = 0.65
+    fgd: FGDConfig = field(default_factory=FGDConfig)
+    seeds: int = 3
+
+    @property
+    def inherits(self) -> bool:
+        """Can the student start with the teacher's neck and head?"""
+        return self.teacher == self.student
+
+
+CASCADE = Pair(
+    teacher="cascade_mask_rcnn",
+    student="faster_rcnn",
+    channels=32,
+    rois_per_image=64,
+    mask_ratio=0.45,
+    fgd=FGDConfig(foreground=5e-5, background=2.5e-5, attention=5e-5, relation=5e-7),
+)
+EASY = Shapes(size=(192, 256), smallest=1080.0)
+"""Larger images without small objects."""
+
+PAIRS: dict[str, Pair] = {
+    "retinanet": Pair(teacher="retinanet", student="retinanet", seeds=5),
+    "faster_rcnn": CASCADE,
+    "mask_rcnn": replace(CASCADE, student="mask_rcnn", metrics=("segm", "bbox")),
+    "reppoints": Pair(
+        teacher="reppoints",
+        student="reppoints",
+        images=EASY,
+        fgd=FGDConfig(foreground=1.6e-3, background=8e-4, attention=8e-4, relation=8e-6),
+    ),
+    "solo": Pair(teacher="solo", student="solo", images=EASY, metrics=("segm", "bbox"), teacher_epochs=12),
+    # With 29 steps to an epoch. BCCD has no masks, so the teacher of Faster R-CNN is one, too, and can be inherited.
+    "bccd_retinanet": Pair(
+        teacher="retinanet", student="retinanet", images=Bccd(), seeds=5, epochs=25, teacher_epochs=50
+    ),
+    "bccd_faster_rcnn": replace(CASCADE, teacher="faster_rcnn", images=Bccd(), seeds=5, epochs=25, teacher_epochs=50),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """One setting of the best MGD arm at several values, everything else as it was chosen.
+
+    name: of the arms, as in `mgd-inherits.mask-0.25`.
+    setting: of the config.
+    values: what it is set to.
+    relative: the values are factors of what was chosen.
+    """
+
+    name: str
+    setting: str
+    values: tuple[float, ...]
+    relative: bool = False
+
+
+SWEEPS: tuple[Sweep, ...] = (
+    Sweep(name="mask", setting="mgd.mask_ratio", values=(0.0, 0.25, 0.45, 0.65, 0.85)),
+    Sweep(name="weight", setting="mgd.weight", values=(0.0625, 0.25, 4.0, 16.0), relative=True),
+)

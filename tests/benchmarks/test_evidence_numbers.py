@@ -1,0 +1,169 @@
+"""Means, differences, intervals and sentences, from detections that are forged so that the answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evidence import words
+from evidence.arms import ALONE, INHERITS, Arm
+from evidence.measure import Measured
+from evidence.numbers import Difference, Row, compared_with, evaluator, fill
+from evidence.runs import Finished
+
+NUM_IMAGES, NUM_CLASSES = 40, 2
+MGD = Arm("mgd-inherits", "mgd", True)
+
+
+@pytest.fixture(scope="module")
+def truth() -> dict:
+    """One square of each class in every image."""
+    images = [{"id": i, "file_name": f"{i}.jpg", "height": 200, "width": 200} for i in range(1, NUM_IMAGES + 1)]
+    annotations = [
+        {
+            "id": NUM_CLASSES * (image["id"] - 1) + label,
+            "image_id": image["id"],
+            "category_id": label,
+            "bbox": [100 * (label - 1), 10, 50, 50],
+            "area": 2500,
+            "iscrowd": 0,
+            "segmentation": [
+                [100 * (label - 1), 10, 100 * label - 50, 10, 100 * label - 50, 60, 100 * (label - 1), 60]
+            ],
+        }
+        for image in images
+        for label in (1, 2)
+    ]
+    categories = [{"id": 1, "name": "left"}, {"id": 2, "name": "right"}]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def detections(truth: dict, share: float, seed: int) -> list[dict]:
+    """Finds a share of all objects, exactly, and as many things that are not there."""
+    draw = np.random.default_rng(seed)
+    found = []
+    for own in truth["annotations"]:
+        hit = draw.random() < share
+        x, y, w, h = own["bbox"]
+        box = [x, y, w, h] if hit else [x, y + 100, w, h]
+        polygon = [[x, box[1], x + w, box[1], x + w, box[1] + h, x, box[1] + h]]
+        common = {"image_id": own["image_id"], "category_id": own["category_id"], "score": float(draw.random())}
+        found.append({**common, "bbox": box, "segmentation": polygon})
+    return found
+
+
+def ap_of(truth: dict, runs: list[list[dict]], metric: str) -> dict[str, float]:
+    """AP, AP50 and AP75, from (10 IoUs, 101 recalls, K classes, 4 areas, 3 limits)."""
+    matched = evaluator(truth, runs, metric)
+    assert matched.eval is not None
+    precision = matched.eval["precision"][..., 0, 2]
+    return {"AP": precision.mean(), "AP50": precision[0].mean(), "AP75": precision[5].mean()}
+
+
+def measured(truth: dict, share: float, seed: int, metric: str = "bbox") -> Measured:
+    results = detections(truth, share, seed)
+    scores = {metric: ap_of(truth, [results], metric)}
+    return Measured(Path("run"), seed, Finished({"bbox": {"AP": 0.0}}), scores, results)
+
+
+@pytest.mark.parametrize("metric", ["bbox", "segm"])
+def test_several_runs_as_one_have_the_mean_of_their_ap(truth, metric):
+    runs = [measured(truth, share, seed, metric) for seed, share in enumerate((0.3, 0.6, 0.9))]
+    together = ap_of(truth, [run.results for run in runs], metric)["AP"]
+    assert together == pytest.approx(np.mean([run.scores[metric]["AP"] for run in runs]), abs=1e-9)
+    assert len({run.scores[metric]["AP"] for run in runs}) == 3
+
+
+def rows_of(truth: dict, shares: dict[Arm, float], seeds: int) -> list[Row]:
+    return [Row(arm, [measured(truth, share, seed) for seed in range(seeds)]) for arm, share in shares.items()]
+
+
+def test_a_large_difference_is_shown_and_none_is_not(truth):
+    rows = rows_of(truth, {ALONE: 0.2, INHERITS: 0.2, MGD: 0.8}, seeds=3)
+    fill(rows, measured(truth, 1.0, 9), truth, ["bbox"])
+    alone, inherits, mgd = rows
+    assert alone.differences["bbox"] == []
+    (same,) = inherits.differences["bbox"]
+    assert same.mean == 0
+    assert same.low == same.high == 0
+    assert not same.shown
+    to_alone, to_inherits = mgd.differences["bbox"]
+    assert to_alone.mean == pytest.approx((mgd.mean("bbox") or 0) - (alone.mean("bbox") or 0))
+    assert to_alone.low < to_alone.mean < to_alone.high
+    assert to_alone.above == 3
+    assert to_alone.shown
+    assert to_inherits.other == INHERITS
+    distance = 1.0 - (alone.mean("bbox") or 0)
+    assert mgd.gap["bbox"] == pytest.approx(((mgd.mean("bbox") or 0) - (alone.mean("bbox") or 0)) / distance)
+    text = "\n".join(words.of_arms(rows, "bbox"))
+    assert "**MGD, inherits** is above **alone**: +" in text
+    assert "above it in 3 of 3 seeds" in text
+    assert "No difference shown between inherits only and alone: 0.0 box AP" in text
+    (source,) = words.of_methods(rows, "bbox")
+    assert "inheriting by itself gains 0.0" in source
+
+
+def test_only_seeds_of_both_arms_are_compared(truth):
+    alone, mgd = rows_of(truth, {ALONE: 0.2, MGD: 0.8}, seeds=3)
+    del alone.runs[1]
+    fill([alone, mgd], None, truth, ["bbox"])
+    (found,) = mgd.differences["bbox"]
+    assert list(found.seeds) == [0, 2]
+    assert mgd.gap == {}, "no teacher was measured"
+
+
+def test_a_run_that_broke_off_is_no_zero(truth):
+    (row,) = rows_of(truth, {ALONE: 0.5}, seeds=2)
+    whole = row.mean("bbox")
+    row.runs.append(Measured(Path("run"), 2, Finished({}, error="nan"), {}, []))
+    assert row.mean("bbox") == whole
+    assert row.deviation("bbox") is not None
+
+
+@pytest.mark.parametrize(
+    ("seeds", "low", "high", "shown"),
+    [
+        ((0.02, 0.03), 0.01, 0.04, True),
+        ((-0.02, -0.03), -0.04, -0.01, True),
+        ((0.02, -0.001), 0.01, 0.04, False),  # one seed says the opposite
+        ((0.02, 0.03), -0.01, 0.04, False),  # other images might
+        ((0.02,), 0.01, 0.04, False),  # one seed
+    ],
+)
+def test_when_a_difference_is_shown(seeds, low, high, shown):
+    assert Difference(ALONE, dict(enumerate(seeds)), low, high).shown is shown
+
+
+def test_what_an_arm_is_compared_with():
+    assert compared_with(ALONE) == []
+    assert compared_with(INHERITS) == [ALONE]
+    assert compared_with(Arm("mgd", "mgd")) == [ALONE]
+    assert compared_with(MGD) == [ALONE, INHERITS]
+
+
+def test_a_weak_teacher_and_searches_at_the_edge_are_said(truth):
+    rows = rows_of(truth, {ALONE: 0.8}, seeds=1)
+    choices = {
+        "teacher": {"plateau": False},
+        "length": {"plateau": True},
+        "arms": {"alone": {"at_edge": True}, "mgd": {"at_edge": False}},
+    }
+    text = "\n".join(words.of_teacher(measured(truth, 0.8, 0), rows, choices, "bbox"))
+    assert "less than the 10 that were asked for" in text
+    assert "The teacher had not reached its plateau" in text
+    assert "The student alone" not in text
+    assert "at the edge of what was searched for: alone." in text
+
+
+def test_sweeps_name_the_best_and_the_worst_value(truth):
+    shares = {0.25: 0.3, 0.45: 0.9}
+    swept = [
+        Row(Arm(f"mgd-inherits.mask-{value}", "mgd", True, (("mgd.mask_ratio", value),)), [measured(truth, share, 0)])
+        for value, share in shares.items()
+    ]
+    (base,) = rows_of(truth, {MGD: 0.6}, seeds=1)
+    (sentence,) = words.of_sweeps(swept, base, {"mgd.mask_ratio": 0.65, "mgd.weight": 1e-5}, "bbox")
+    assert sentence.startswith("mgd.mask_ratio: best at 0.45 with ")
+    assert "worst at 0.25" in sentence

@@ -1,0 +1,225 @@
+"""Which runs the evidence consists of, and what they are: everything that is decided before anything trains."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from evidence import choose, commands, data, pairs, runs
+from evidence.arms import ALONE, INHERITS, arm_config, arms_of, student_config, sweep_arms, swept
+from mgdet.engine.checkpoint import flatten
+from mgdet.errors import UserError
+from mgdet.models import detector_from
+
+
+def names(pair: pairs.Pair) -> list[str]:
+    return [arm.name for arm in arms_of(pair)]
+
+
+def test_arms_of_one_family_and_of_two():
+    one, two = pairs.PAIRS["retinanet"], pairs.PAIRS["faster_rcnn"]
+    assert names(one) == ["alone", "inherits", "mgd", "mgd-inherits", "pkd-inherits", "fgd-inherits"]
+    assert names(two) == ["alone", "mgd", "pkd", "fgd"]
+    assert [arm.base for arm in arms_of(one)] == [ALONE, INHERITS, ALONE, INHERITS, INHERITS, INHERITS]
+
+
+@pytest.mark.parametrize("name", pairs.PAIRS)
+def test_every_arm_is_a_run_that_differs_in_what_it_is_about_alone(tmp_path, name):
+    pair = pairs.PAIRS[name]
+    assert all(len(weights) == len(pair.rates) for weights in pair.weights.values()), "searches of equal size"
+    common = {"teacher": tmp_path, "epochs": 4, "rate": 0.002, "seed": 1}
+    alone = flatten(arm_config(pair, tmp_path, ALONE, weight=0.0, **common).to_dict())
+    for arm in (*arms_of(pair), *sweep_arms(pair, 1e-5)):
+        config = arm_config(pair, tmp_path, arm, weight=3.0, **common)
+        config.check_together()
+        detector_from(config.student, 6)
+        assert config.methods == ((arm.method,) if arm.method else ())
+        own = flatten(config.to_dict())
+        changed = {key for key in own.keys() | alone.keys() if own.get(key) != alone.get(key)}
+        about = ("teacher", "inherit", f"{arm.method}.weight", *dict(arm.settings))
+        assert all(key.startswith(about) for key in changed), changed
+        assert not any(str(data.test_root(tmp_path, pair.images)) in str(value) for value in own.values())
+
+
+def test_sweeps_leave_out_the_arm_itself():
+    pair = pairs.PAIRS["retinanet"]
+    arms = sweep_arms(pair, 2e-5)
+    assert [arm.settings for arm in arms if "mask" in arm.name] == [
+        (("mgd.mask_ratio", ratio),) for ratio in (0.0, 0.25, 0.45, 0.85)
+    ]
+    weights = [dict(arm.settings)["mgd.weight"] for arm in arms if "weight" in arm.name]
+    assert weights == pytest.approx([1.25e-6, 5e-6, 8e-5, 3.2e-4])
+    assert {arm.name.partition(".")[0] for arm in arms} == {swept(pair).name}
+
+
+def forged_choices(pair: pairs.Pair) -> dict:
+    own = {"rate": 0.002, "weight": 1e-5}
+    arms = {arm.name: own for arm in arms_of(pair)}
+    return {"teacher": {"folder": "retinanet/teacher/8-epochs"}, "length": {"epochs": 8}, "arms": arms}
+
+
+def options(tmp_path, **changes) -> argparse.Namespace:
+    return argparse.Namespace(**{"root": tmp_path, "only": ["retinanet"], "seeds": None, "sweeps": False} | changes)
+
+
+def test_all_arms_have_a_seed_before_any_has_the_next(tmp_path):
+    choices = forged_choices(pairs.PAIRS["retinanet"])
+    planned = commands.reported(options(tmp_path), "retinanet", choices)
+    assert [run.config.train.seed for _, run in planned] == [seed for seed in range(5) for _ in range(6)]
+    assert str(planned[7][1].folder) == str(tmp_path / "retinanet/inherits/seed-1")
+    teacher = planned[7][1].config.teacher
+    assert teacher is not None
+    assert teacher.weights == str(tmp_path / "retinanet/teacher/8-epochs/student_last.pth")
+
+
+def test_work_is_split_by_arm_and_seed(tmp_path):
+    choices = forged_choices(pairs.PAIRS["retinanet"])
+    own = options(tmp_path, only=["retinanet/mgd*"], seeds=[3], sweeps=True)
+    planned = [arm.name for arm, _ in commands.reported(own, "retinanet", choices)]
+    assert planned[:2] == ["mgd", "mgd-inherits"]
+    assert len(planned) == 2 + len(sweep_arms(pairs.PAIRS["retinanet"], 1e-5))
+
+
+def test_pairs_take_turns():
+    assert commands._in_turns([[1, 2, 3], [4]]) == [1, 4, 2, 3]
+
+
+@pytest.mark.parametrize("only", ["retina", "retinanet/mdg"])
+def test_what_only_names_must_be_there(only, capsys, tmp_path):
+    assert commands.main(["plan", "--root", str(tmp_path), "--only", only]) == 2
+    assert "did you mean 'retinanet" in capsys.readouterr().err or only == "retinanet/mdg"
+
+
+def test_nothing_is_reported_before_choices_are_made(capsys, tmp_path):
+    assert commands.main(["run", "--root", str(tmp_path), "--only", "solo"]) == 2
+    assert "run tune first" in capsys.readouterr().err
+
+
+class Answers:
+    """Finished runs, forged from a function of their configs."""
+
+    def __init__(self, monkeypatch, root, pair, ap):
+        self.root, self.pair, self.ap, self.asked = root, pair, ap, []
+        self.known: dict = {}
+        monkeypatch.setattr(choose, "read_finished", self.known.get)
+
+    def choose(self) -> dict:
+        for _ in range(50):
+            try:
+                return choose.choose(self.pair, self.root, "forged")
+            except choose.Missing as missing:
+                for run in missing.runs:
+                    self.known[run.folder] = runs.Finished({"bbox": {"AP": self.ap(run.config)}})
+                    self.asked.append(run)
+        raise AssertionError("no end of runs")
+
+
+def test_choices_follow_the_rules(monkeypatch, tmp_path):
+    pair = pairs.PAIRS["retinanet"]
+
+    def ap(config) -> float:
+        epochs = config.schedule.epochs
+        if config.student.backbone == pair.teacher_backbone:
+            return {8: 0.50, 16: 0.53, 32: 0.525}[epochs]
+        length = {4: 0.20, 8: 0.25, 16: 0.27, 32: 0.274}[epochs]
+        rate = -abs(config.optimizer.lr - (0.004 if config.inherit else 0.002))
+        method = -abs(config.mgd.weight - 5e-6) if config.mgd.weight else 0.0
+        return length + rate + method
+
+    answers = Answers(monkeypatch, tmp_path, pair, ap)
+    choices = answers.choose()
+    assert choices["teacher"]["epochs"] == 16, "32 gain nothing, and 16 are better"
+    assert choices["teacher"]["plateau"]
+    assert choices["length"]["epochs"] == 16, "from 16 to 32 the student gains 0.4"
+    assert choices["first_rate"]["value"] == 0.002
+    assert choices["arms"]["alone"]["rate"] == 0.002
+    assert choices["arms"]["inherits"]["rate"] == 0.004
+    assert choices["arms"]["mgd"] | {"tried": None, "AP": None} == {
+        "what": "weight", "rate": 0.002, "weight": 5e-6, "value": 5e-6, "at_edge": False, "tried": None, "AP": None,
+    }  # fmt: skip
+    assert choices["arms"]["mgd-inherits"]["rate"] == 0.004, "as the arm that it has to beat"
+    assert {len(own["tried"]) for own in choices["arms"].values()} == {4}, "searches of equal size"
+    assert choices["arms"]["fgd-inherits"]["at_edge"], "all are equal, and the first is at the edge"
+    assert {run.config.train.seed for run in answers.asked} == {choose.SEED}
+    folders = [run.folder for run in answers.asked]
+    assert len(folders) == len(set(folders)), "nothing is trained twice"
+    choose.write_choices(tmp_path, ".", choices)
+    assert choose.read_choices(tmp_path, ".") == json.loads(json.dumps(choices))
+
+
+def test_a_schedule_that_never_stops_gaining_is_said_to(monkeypatch, tmp_path):
+    pair = pairs.PAIRS["faster_rcnn"]
+    answers = Answers(monkeypatch, tmp_path, pair, lambda config: config.schedule.epochs / 100)
+    choices = answers.choose()
+    assert choices["length"]["epochs"] == choose.LONGEST * pair.epochs
+    assert not choices["length"]["plateau"]
+    assert not choices["teacher"]["plateau"]
+
+
+def test_a_run_that_broke_off_is_never_chosen(monkeypatch, tmp_path):
+    monkeypatch.setattr(choose, "read_finished", lambda folder: found[folder])
+    folders = [tmp_path / str(i) for i in range(2)]
+    found = {folders[0]: runs.Finished({}, error="nan"), folders[1]: runs.Finished({"bbox": {"AP": 0.0}})}
+    config = student_config(pairs.PAIRS["retinanet"], tmp_path, epochs=1, rate=0.001, seed=0)
+    tried = [(value, runs.Planned(folder, config)) for value, folder in zip((0.1, 0.2), folders)]
+    assert choose._best(tmp_path, tried)["value"] == 0.2
+
+
+def test_splits_of_shapes_share_no_picture(tmp_path):
+    images = pairs.Shapes(size=(64, 64), num_train=3, num_val=3, num_test=3)
+    data.make(tmp_path, images, None)
+    folders = (data.choose_root(tmp_path, images) / "train", data.choose_root(tmp_path, images) / "val")
+    folders += (data.test_root(tmp_path, images) / "val",)
+    pictures = [path.read_bytes() for folder in folders for path in folder.iterdir()]
+    assert len(pictures) == len(set(pictures)) == 9
+
+
+class Photographs:
+    """Six training and two evaluation images of 96 x 128, one box each, in COCO's format."""
+
+    def __init__(self, folder):
+        (folder / "annotations").mkdir(parents=True)
+        for split, number in (("train", 6), ("val", 2)):
+            (folder / split).mkdir()
+            content: dict = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "cell"}]}
+            for i in range(number):
+                name = f"{split}{i}.jpg"
+                cv2.imwrite(str(folder / split / name), np.full((96, 128, 3), 20 * i, np.uint8))
+                content["images"].append({"id": i, "file_name": name, "height": 96, "width": 128})
+                content["annotations"].append(
+                    {"id": i, "image_id": i, "category_id": 7, "bbox": [8, 4, 40, 20], "area": 800, "iscrowd": 0}
+                )
+            (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
+
+
+def test_photographs_are_resized_once_and_split_by_a_rule(tmp_path):
+    Photographs(tmp_path / "photographs")
+    images = pairs.Bccd(size=(48, 64), num_val=2)
+    for root in (tmp_path / "a", tmp_path / "b"):
+        data.make(root, images, tmp_path / "photographs")
+        data.make(root, images, None)  # they are there
+
+    def read(root, where, split) -> dict:
+        return json.loads((where(root, images) / f"annotations/{split}.json").read_text())
+
+    train, val = (read(tmp_path / "a", data.choose_root, split) for split in ("train", "val"))
+    names = [[image["file_name"] for image in split["images"]] for split in (train, val)]
+    assert (len(names[0]), len(names[1])) == (4, 2)
+    assert sorted(names[0] + names[1]) == [f"train{i}.png" for i in range(6)]
+    assert val == read(tmp_path / "b", data.choose_root, "val"), "the same images each time"
+    test = read(tmp_path / "a", data.test_root, "val")
+    assert [image["file_name"] for image in test["images"]] == ["val0.png", "val1.png"], "BCCD's own evaluation images"
+    (annotation, *_) = test["annotations"]
+    assert annotation["bbox"] == [4, 2, 20, 10]
+    assert annotation["area"] == 200
+    picture = cv2.imread(str(data.test_root(tmp_path / "a", images) / "val/val0.png"))
+    assert picture.shape == (48, 64, 3)
+
+
+def test_photographs_must_be_given(tmp_path):
+    with pytest.raises(UserError, match="--bccd"):
+        data.make(tmp_path, pairs.Bccd(), None)

@@ -1,0 +1,205 @@
+"""The evidence from the first choice to the page, on a pair that trains in a second; stops and locks on the way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from evidence import choose, work
+from evidence import measure as measuring
+from evidence.arms import student_config
+from evidence.runs import Planned, claim, read_finished, sessions
+from mgdet.engine.checkpoint import LAST_FILE, STATE_FILE
+from mgdet.errors import Stalled, TrainingError, UserError
+from tiny import assert_same_tensors, wait_for
+
+
+def planned(evidence, pair, *names: str, epochs: int = 1, seed: int = 0) -> list[Planned]:
+    config = student_config(pair, evidence.root, epochs=epochs, rate=0.002, seed=seed)
+    return [Planned(evidence.root / "tiny" / name, config) for name in names]
+
+
+def quiet(text: str) -> None:
+    """Says nothing."""
+
+
+@pytest.mark.slow
+def test_from_the_first_choice_to_the_page(evidence, tmp_path, capsys):
+    assert evidence("tune") == 0
+    choices = json.loads((evidence.root / "tiny/choices.json").read_text())
+    assert evidence("run", "--seeds", "0") == 0
+    page = tmp_path / "evidence-tiny-2030-01.md"
+    assert evidence("table", "--out", str(tmp_path), "--date", "2030-01") == 0
+    early = page.read_text()
+    assert "4 of the reported runs are not finished" in early
+    assert "One seed, which shows nothing yet" in early
+
+    assert evidence("run") == 0
+    found = {arm: list((evidence.root / "tiny" / arm).glob("seed-*")) for arm in choices["arms"]}
+    assert {arm: len(folders) for arm, folders in found.items()} == dict.fromkeys(choices["arms"], 2)
+    before = {path: path.stat().st_mtime_ns for path in evidence.root.rglob("test-*.json")}
+    assert len(before) == 5, "the teacher and a run of each of four arms were measured"
+    capsys.readouterr()
+    assert evidence("table", "--out", str(tmp_path), "--date", "2030-01") == 0
+    assert capsys.readouterr().out.count("testing") == 4, "only what is new"
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+    text = page.read_text()
+    assert "not finished" not in text
+    for title in ("teacher", "alone", "inherits only", "MGD", "MGD, inherits"):
+        assert f"\n| {title} |" in text
+    for folders in found.values():
+        for folder in folders:
+            finished = read_finished(folder)
+            assert finished is not None
+            assert finished.sha256[:12] in text
+            assert finished.seconds > 0
+            assert finished.images_per_second > 0
+    looks = (evidence.root / "tiny" / measuring.LOOKS_FILE).read_text().splitlines()
+    assert len(looks) == 2, "two tables measured something"
+    assert evidence("plan") == 0
+    assert "8 of 8 runs are finished" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(evidence, tiny_pair, tmp_path):
+    epochs = 4
+    process = evidence.start("tune", epochs=epochs)
+    student = evidence.root / f"tiny/search/alone-{epochs}-epochs-lr-0.002"
+    wait_for((student / LAST_FILE).exists, process)
+    process.kill()
+    process.communicate()
+    assert read_finished(student) is None, "it was killed on its way"
+
+    (run,) = planned(evidence, tiny_pair, student.name, epochs=epochs, seed=choose.SEED)
+    again = Planned(student, run.config)
+    with claim(student) as mine:
+        assert mine, "the claim ended with the process"
+    work.work([again], work.Clock(0), quiet, wait=False)
+    whole = Planned(tmp_path / "whole", run.config)
+    work.work([whole], work.Clock(0), quiet, wait=False)
+    assert_same_tensors(*(torch.load(one.folder / LAST_FILE, weights_only=True) for one in (again, whole)))
+    first, second = read_finished(student), read_finished(whole.folder)
+    assert first is not None
+    assert second is not None
+    assert first.val == second.val
+    assert [len(sessions(one.folder)) for one in (again, whole)] == [2, 1]
+
+
+class WhenItHasBegun:
+    """A timer that does not look at a clock: it acts once a run has saved a student."""
+
+    folder: Path
+
+    def __init__(self, seconds, function):
+        self.function, self.thread = function, threading.Thread(target=self.wait, daemon=True)
+        self.over, self.before = threading.Event(), self.saved()
+
+    def saved(self) -> int:
+        file = self.folder / LAST_FILE
+        return file.stat().st_mtime_ns if file.exists() else 0
+
+    def wait(self):
+        while not self.over.wait(0.01):
+            if self.saved() != self.before:
+                self.function()
+                return
+
+    def start(self):
+        self.thread.start()
+
+    def cancel(self):
+        self.over.set()
+
+
+@pytest.mark.slow
+def test_when_the_time_is_up_a_run_is_saved_and_the_next_session_goes_on(evidence, tiny_pair, monkeypatch, capsys):
+    from evidence import pairs
+
+    pairs.PAIRS["tiny"] = pairs.replace(tiny_pair, teacher_epochs=50)
+    monkeypatch.setattr(work.threading, "Timer", WhenItHasBegun)
+    folder = WhenItHasBegun.folder = evidence.root / "tiny/teacher/50-epochs"
+    assert evidence("tune", "--hours", "1") == 75
+    assert "the time is up" in capsys.readouterr().out
+    assert read_finished(folder) is None
+    before = torch.load(folder / STATE_FILE, weights_only=True)["step"]
+    assert 0 < before < 200
+    assert evidence("tune", "--hours", "1") == 75
+    assert torch.load(folder / STATE_FILE, weights_only=True)["step"] > before
+
+
+def test_nothing_is_begun_when_the_time_is_up(evidence, monkeypatch):
+    monkeypatch.setattr(work.Clock, "left", property(lambda clock: -1.0))
+    assert evidence("tune", "--hours", "1") == 75
+    assert not list(evidence.root.rglob("config.json"))
+
+
+def test_a_signal_outside_of_a_run_ends_it_too(evidence, monkeypatch):
+    def ended(*arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(work, "train", ended)
+    assert evidence("tune") == 128 + signal.SIGTERM
+
+
+def test_two_processes_share_the_work(evidence, tiny_pair, monkeypatch):
+    runs = planned(evidence, tiny_pair, "a", "b")
+    done = []
+    monkeypatch.setattr(work, "train", lambda config, folder, **options: done.append(folder) or 0)
+    monkeypatch.setattr(work, "write_finished", lambda folder: (folder / "finished.json").write_text('{"val": {}}'))
+    said = []
+    with claim(runs[0].folder) as mine:
+        assert mine
+        work.work(runs, work.Clock(0), said.append, wait=False)
+        assert done == [runs[1].folder]
+        assert said[-1] == "1 runs are left, which other processes work on"
+
+        def other_ends(seconds):
+            (runs[0].folder / "finished.json").write_text('{"val": {}}')
+
+        monkeypatch.setattr(work.time, "sleep", other_ends)
+        work.work(runs, work.Clock(0), quiet, wait=True)
+    assert done == [runs[1].folder], "the other process did it"
+
+
+def test_a_run_whose_loss_is_not_finite_is_a_result_and_one_without_images_is_not(evidence, tiny_pair, monkeypatch):
+    (run,) = planned(evidence, tiny_pair, "a")
+
+    def raising(error):
+        def train(*arguments, **options):
+            raise error
+
+        return train
+
+    monkeypatch.setattr(work, "train", raising(Stalled("no images")))
+    with pytest.raises(Stalled):
+        work.work([run], work.Clock(0), quiet, wait=False)
+    assert read_finished(run.folder) is None
+    monkeypatch.setattr(work, "train", raising(TrainingError("loss_cls is nan")))
+    work.work([run], work.Clock(0), quiet, wait=False)
+    finished = read_finished(run.folder)
+    assert finished is not None
+    assert finished.error == "loss_cls is nan"
+    assert finished.ap < 0
+
+
+def test_another_run_in_a_folder_is_refused(evidence, tiny_pair):
+    from evidence import data
+
+    data.make(evidence.root, tiny_pair.images, None)
+    (run,) = planned(evidence, tiny_pair, "a")
+    work.work([run], work.Clock(0), quiet, wait=False)
+    (run.folder / "finished.json").unlink()
+    run.config.optimizer.lr = 0.001
+    with pytest.raises(UserError, match=r"optimizer\.lr"):
+        work.work([run], work.Clock(0), quiet, wait=False)
+
+
+def test_a_torn_line_of_sessions_is_passed_over(tmp_path):
+    (tmp_path / "sessions.jsonl").write_text('{"machine": "one"}\n{"mach')
+    assert sessions(tmp_path) == [{"machine": "one"}]
