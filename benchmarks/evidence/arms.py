@@ -106,6 +106,7 @@ def student_config(pair: Pair, root: Path, *, epochs: int, rate: float, seed: in
         schedule=ScheduleConfig(shape="cosine", epochs=epochs, drops=(), warmup_steps=WARMUP_STEPS),
         train=TrainConfig(
             batch=pair.batch,
+            amp=pair.amp,
             seed=seed,
             log_every=50,
             save_every=200,

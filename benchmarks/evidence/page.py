@@ -78,7 +78,8 @@ class Page:
             f"{pair.teacher} with {pair.teacher_backbone} teaches {pair.student} with {pair.student_backbone}, "
             f"{pair.channels} channels, all from random weights. {what}. Every choice was made on the validation "
             f"images. All arms share seeds, order of images and schedule: epochs {self.choices['length']['epochs']}, "
-            f"batch {pair.batch}.{absent} A score is that of the last student of a run."
+            f"batch {pair.batch}, precision {'float32' if pair.amp == 'off' else pair.amp}; learning rates are those of "
+            f"the searches below.{absent} A score is that of the last student of a run, in float32."
         )
 
     def _arms(self, metric: str) -> str:
