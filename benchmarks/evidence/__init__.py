@@ -15,5 +15,5 @@ ordinary one of mgdet, and goes on where it stopped. Several processes, and mach
 | `choose.py` | every choice, made on the validation images alone |
 | `runs.py` | one run as one folder; `work.py` does those that are left |
 | `measure.py` | the test images; only `table` looks at them |
-| `numbers.py`, `words.py`, `page.py` | what the runs say, as numbers, sentences and a page |
+| `differences.py`, `words.py`, `page.py` | what the runs say, as numbers, sentences and a page |
 """

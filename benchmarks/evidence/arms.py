@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence.data import choose_root, data_config
-from evidence.pairs import SWEEPS, Pair
+from evidence.pairs import Pair, sweeps_of
 from mgdet.config import (
     METHODS,
     ROIS_PER_IMAGE,
@@ -64,13 +64,13 @@ def arms_of(pair: Pair) -> list[Arm]:
     PKD and FGD inherit where that is possible, as MGD does; what a method does without it is shown for MGD.
     """
     if not pair.inherits:
-        return [ALONE, *(Arm(method, method) for method in METHODS if method in pair.weights)]
+        return [ALONE, *(Arm(method, method) for method in METHODS if method in pair.strengths)]
     arms = [ALONE, INHERITS, Arm("mgd", "mgd")]
-    return arms + [Arm(f"{method}-inherits", method, True) for method in METHODS if method in pair.weights]
+    return arms + [Arm(f"{method}-inherits", method, True) for method in METHODS if method in pair.strengths]
 
 
 def swept(pair: Pair) -> Arm:
-    """The arm that `SWEEPS` change."""
+    """The arm that sweeps change."""
     return Arm("mgd-inherits", "mgd", True) if pair.inherits else Arm("mgd", "mgd")
 
 
@@ -79,11 +79,11 @@ def sweep_arms(pair: Pair, chosen: float) -> list[Arm]:
 
     Args:
         pair: the pair.
-        chosen: the weight of MGD that the search chose.
+        chosen: the strength of MGD that the search chose.
     """
-    arm, own = swept(pair), {"mgd.weight": chosen, "mgd.mask_ratio": pair.mask_ratio}
+    arm, own = swept(pair), {f"mgd.{pair.strength}": chosen, "mgd.mask_ratio": pair.mask_ratio}
     result = []
-    for sweep in SWEEPS:
+    for sweep in sweeps_of(pair):
         for value in sweep.values:
             setting = value * own[sweep.setting] if sweep.relative else value
             if setting != own[sweep.setting]:
@@ -124,7 +124,7 @@ def teacher_config(pair: Pair, root: Path, *, epochs: int, seed: int) -> Config:
 
 
 def arm_config(
-    pair: Pair, root: Path, arm: Arm, *, teacher: Path | None, weight: float, epochs: int, rate: float, seed: int
+    pair: Pair, root: Path, arm: Arm, *, teacher: Path | None, strength: float, epochs: int, rate: float, seed: int
 ) -> Config:
     """One run of an arm.
 
@@ -133,7 +133,7 @@ def arm_config(
         root: of everything.
         arm: the arm.
         teacher: folder of the teacher's run; None for the student alone.
-        weight: of the arm's method.
+        strength: of the arm's method.
         epochs, rate: the schedule and its learning rate.
         seed: of the run.
     """
@@ -143,7 +143,7 @@ def arm_config(
         config.teacher = _model(pair, pair.teacher, pair.teacher_backbone, str(teacher / LAST_FILE))
         config.inherit = arm.inherit
     if arm.method:
-        getattr(config, arm.method).weight = weight
+        change(config, f"{arm.method}.{pair.strength}", strength)
     for name, value in arm.settings:
         change(config, name, value)
     return config

@@ -4,7 +4,7 @@
 2. A learning rate for the student alone at length 1x, and with it the student's length: the shortest of 1x, 2x, 4x, ...
    from which twice as long gains no more than `GAIN`.
 3. One search for each arm at that length, all of one size: the learning rate of the arms without a method, and the
-   weight of each method at the rate of the arm that starts as it does.
+   strength of each method at the rate of the arm that starts as it does.
 """
 
 from __future__ import annotations
@@ -69,25 +69,25 @@ def choose(pair: Pair, root: Path, name: str) -> dict[str, Any]:
     arms = arms_of(pair)
     plain = [arm for arm in arms if not arm.method]
     # The student alone is searched first: it needs no teacher and the rates of other arms follow from it.
-    rates = _together(*(_search(pair, root, folder, arm, pair.rates, "rate", weight=0.0, **common) for arm in plain))
+    rates = _together(*(_search(pair, root, folder, arm, pair.rates, "rate", strength=0.0, **common) for arm in plain))
     chosen = {arm.name: own for arm, own in zip(plain, rates)}
     methods = [arm for arm in arms if arm.method]
-    weights = _together(
+    strengths = _together(
         *(
             _search(
                 pair,
                 root,
                 folder,
                 arm,
-                pair.weights[arm.method],
-                "weight",
+                pair.strengths[arm.method],
+                "strength",
                 rate=chosen[arm.base.name]["rate"],
                 **common,
             )
             for arm in methods
         )
     )
-    chosen |= {arm.name: own for arm, own in zip(methods, weights)}
+    chosen |= {arm.name: own for arm, own in zip(methods, strengths)}
     return {"seed": SEED, "teacher": teacher, "first_rate": first, "length": length, "arms": chosen}
 
 
@@ -118,7 +118,7 @@ def _student(pair: Pair, root: Path, folder: Path) -> tuple[dict[str, Any], dict
 
     def run(epochs: int, rate: float) -> Planned:
         config = student_config(pair, root, epochs=epochs, rate=rate, seed=SEED)
-        return Planned(folder / "search" / _name(ALONE, epochs, rate, 0.0), config)
+        return Planned(folder / "search" / _name(ALONE, epochs, rate), config)
 
     first = _best(root, [(rate, run(pair.epochs, rate)) for rate in pair.rates])
     tried, plateau = _lengthen(root, pair.epochs, lambda epochs: run(epochs, first["value"]))
@@ -138,12 +138,12 @@ def _search(
     epochs: int,
     **fixed: float,
 ) -> Callable[[], dict[str, Any]]:
-    """The search of one arm for its rate or its weight; `fixed` is the other of the two."""
+    """The search of one arm for its rate or its strength; `fixed` is the other of the two."""
 
     def run(value: float) -> Planned:
         own = {**fixed, what: value}
         config = arm_config(pair, root, arm, teacher=teacher, epochs=epochs, seed=SEED, **own)
-        return Planned(folder / "search" / _name(arm, epochs, own["rate"], own["weight"]), config)
+        return Planned(folder / "search" / _name(arm, epochs, own["rate"], own["strength"], pair.strength), config)
 
     def answer() -> dict[str, Any]:
         best = _best(root, [(value, run(value)) for value in values])
@@ -152,8 +152,8 @@ def _search(
     return answer
 
 
-def _name(arm: Arm, epochs: int, rate: float, weight: float) -> str:
-    return f"{arm.name}-{epochs}-epochs-lr-{rate:g}" + (f"-weight-{weight:g}" if arm.method else "")
+def _name(arm: Arm, epochs: int, rate: float, strength: float = 0.0, what: str = "") -> str:
+    return f"{arm.name}-{epochs}-epochs-lr-{rate:g}" + (f"-{what}-{strength:g}" if arm.method else "")
 
 
 def _lengthen(root: Path, first: int, run: Callable[[int], Planned]) -> tuple[Tried, bool]:

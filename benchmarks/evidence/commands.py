@@ -17,8 +17,8 @@ import evidence
 from evidence import data
 from evidence.arms import Arm, arm_config, arms_of, sweep_arms, swept
 from evidence.choose import Missing, choose, read_choices, write_choices
+from evidence.differences import Row, fill
 from evidence.measure import Measured, TestImages
-from evidence.numbers import Row, fill
 from evidence.page import Page
 from evidence.pairs import PAIRS, Pair
 from evidence.runs import Planned, read_finished
@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
             own.add_argument("--hours", type=float, default=0.0, help="stop after so many hours; 0: do not")
         if function in (run, plan, table):
             own.add_argument("--seeds", type=int, nargs="+", help="of the runs; else 0, 1, ... as each pair says")
-            own.add_argument("--sweeps", action="store_true", help="also the sweeps of mask ratio and weight")
+            own.add_argument("--sweeps", action="store_true", help="also the sweeps of MGD's mask ratio and strength")
         if function is table:
             own.add_argument("--out", type=Path, default=RESULTS, help="folder for the pages")
             own.add_argument("--date", default=time.strftime("%Y-%m"), help="in the name of the page")
@@ -186,7 +186,7 @@ def reported(options: argparse.Namespace, name: str, choices: dict[str, Any]) ->
     seeds = options.seeds if options.seeds is not None else range(pair.seeds)
     arms = arms_of(pair)
     if options.sweeps:
-        arms += sweep_arms(pair, choices["arms"][swept(pair).name]["weight"])
+        arms += sweep_arms(pair, choices["arms"][swept(pair).name]["strength"])
     arms = [arm for arm in arms if _wanted(name, arm, options.only)]
     return [(arm, planned(pair, options.root, name, arm, choices, seed)) for seed in seeds for arm in arms]
 
@@ -199,7 +199,7 @@ def planned(pair: Pair, root: Path, name: str, arm: Arm, choices: dict[str, Any]
         root,
         arm,
         teacher=root / choices["teacher"]["folder"],
-        weight=searched["weight"],
+        strength=searched["strength"],
         rate=searched["rate"],
         epochs=choices["length"]["epochs"],
         seed=seed,

@@ -9,9 +9,9 @@ from typing import Any
 
 from evidence import words
 from evidence.choose import GAIN
+from evidence.differences import Row
 from evidence.measure import Measured
-from evidence.numbers import Row
-from evidence.pairs import Pair, Shapes
+from evidence.pairs import Pair, Shapes, sweeps_of
 from evidence.runs import Planned, command, sessions
 from evidence.words import METRIC_NAMES, percent, signed
 
@@ -73,12 +73,13 @@ class Page:
                 f"BCCD at {height} x {width} pixels: {images.num_val} of its training images validate, its "
                 f"{self.images} evaluation images are the test images"
             )
+        precision = "float32" if pair.amp == "off" else pair.amp
         absent = "" if pair.inherits else " The student cannot inherit from a teacher of another family: no arm does."
         return (
             f"{pair.teacher} with {pair.teacher_backbone} teaches {pair.student} with {pair.student_backbone}, "
             f"{pair.channels} channels, all from random weights. {what}. Every choice was made on the validation "
             f"images. All arms share seeds, order of images and schedule: epochs {self.choices['length']['epochs']}, "
-            f"batch {pair.batch}, precision {'float32' if pair.amp == 'off' else pair.amp}; learning rates are those of "
+            f"batch {pair.batch}, precision {precision}; learning rates are those of "
             f"the searches below.{absent} A score is that of the last student of a run, in float32."
         )
 
@@ -141,8 +142,8 @@ class Page:
         sentences += words.of_teacher(self.teacher, self.rows, self.choices, metric)
         if self.base is not None and self.sweeps:
             own = {"mgd.mask_ratio": self.pair.mask_ratio}
-            own["mgd.weight"] = self.choices["arms"][self.base.arm.name]["weight"]
-            sentences += words.of_sweeps(self.sweeps, self.base, own, metric)
+            own[f"mgd.{self.pair.strength}"] = self.choices["arms"][self.base.arm.name]["strength"]
+            sentences += words.of_sweeps(self.sweeps, self.base, sweeps_of(self.pair), own, metric)
         broken = [run for row in (*self.rows, *self.sweeps) for run in row.runs if not run.scores]
         sentences += [f"{self._relative(run.folder)} broke off: {run.finished.error}" for run in broken]
         return sentences
@@ -183,8 +184,8 @@ class Page:
             ["student's length", *_tried(choices["length"], "epochs")],
         ]
         for name, own in choices["arms"].items():
-            rest = f", rate {own['rate']:g}" if own["what"] == "weight" else ""
-            lines.append([f"{name}: {own['what']}{rest}", *_tried(own, "value")])
+            what = f"{self.pair.strength}, rate {own['rate']:g}" if own["what"] == "strength" else own["what"]
+            lines.append([f"{name}: {what}", *_tried(own, "value")])
         note = (
             f"AP on the validation images, seed {choices['seed']}, which is not reported. A length is the shortest "
             f"from which twice as long gains at most {100 * GAIN:g} AP; the teacher is the better of the last two."

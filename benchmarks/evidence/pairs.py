@@ -49,6 +49,10 @@ class Bccd:
         return f"bccd-{self.size[0]}x{self.size[1]}"
 
 
+BF16_EDGE = 64
+"""The stride, in pixels, of the last map that a convolution of stride 2 reads, in RetinaNet and RepPoints."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """A teacher and a student, everything that all arms share, and what is searched.
@@ -58,12 +62,14 @@ class Pair:
     metrics: what is measured; choices go by AP of the first.
     channels: width of necks and heads.
     rois_per_image: regions that train a second stage.
-    amp: the precision of training, bf16 for the time it saves on processors that have it.
+    amp: the precision of training, bf16 for the time it saves on processors that have it. On a CPU the gradients of
+        bf16 convolutions of stride 2 are wrong where a map is one cell wide: images must be wider than `BF16_EDGE`.
     epochs: the student's schedule 1x; its length is a power of two times that.
     teacher_epochs: the teacher's.
     teacher_rate: the teacher's learning rate.
     rates: learning rates that are searched, for 16 images per step.
-    weights: for each method, the weights that are searched; as many as there are rates.
+    strength: the setting by which methods are searched, a weight or a share of the gradient.
+    strengths: for each method, its values that are searched; as many as there are rates.
     mask_ratio: MGD's, as published.
     fgd: the parts of FGD, as published.
     seeds: how many runs of each arm are reported.
@@ -83,7 +89,8 @@ class Pair:
     teacher_epochs: int = 8
     teacher_rate: float = 0.004
     rates: tuple[float, ...] = (0.001, 0.002, 0.004, 0.008)
-    weights: dict[str, tuple[float, ...]] = field(
+    strength: str = "weight"
+    strengths: dict[str, tuple[float, ...]] = field(
         default_factory=lambda: {
             "mgd": (1.25e-6, 5e-6, 2e-5, 8e-5),
             "pkd": (1.0, 3.0, 10.0, 30.0),
@@ -146,7 +153,9 @@ class Sweep:
     relative: bool = False
 
 
-SWEEPS: tuple[Sweep, ...] = (
-    Sweep(name="mask", setting="mgd.mask_ratio", values=(0.0, 0.25, 0.45, 0.65, 0.85)),
-    Sweep(name="weight", setting="mgd.weight", values=(0.0625, 0.25, 4.0, 16.0), relative=True),
-)
+def sweeps_of(pair: Pair) -> tuple[Sweep, ...]:
+    """The sweeps of a pair."""
+    return (
+        Sweep(name="mask", setting="mgd.mask_ratio", values=(0.0, 0.25, 0.45, 0.65, 0.85)),
+        Sweep(name=pair.strength, setting=f"mgd.{pair.strength}", values=(0.0625, 0.25, 4.0, 16.0), relative=True),
+    )

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from evidence.arms import ALONE, INHERITS
+from evidence.differences import CONFIDENCE, Difference, Row
 from evidence.measure import Measured
-from evidence.numbers import CONFIDENCE, Difference, Row
-from evidence.pairs import SWEEPS
+from evidence.pairs import Sweep
 
 METRIC_NAMES = {"bbox": "box AP", "segm": "mask AP"}
 MINUS = "\N{MINUS SIGN}"
@@ -88,17 +88,20 @@ def of_methods(rows: Sequence[Row], metric: str) -> list[str]:
     ]
 
 
-def of_sweeps(rows: Sequence[Row], base: Row | None, values: dict[str, float], metric: str) -> list[str]:
+def of_sweeps(
+    rows: Sequence[Row], base: Row | None, sweeps: Sequence[Sweep], values: dict[str, float], metric: str
+) -> list[str]:
     """For each sweep the best value, and whether values differ by more than seeds do.
 
     Args:
         rows: the swept arms.
         base: the arm that they change.
+        sweeps: what was swept.
         values: what the base arm has for each setting.
         metric: the metric.
     """
     sentences = []
-    for sweep in SWEEPS:
+    for sweep in sweeps:
         points = {
             dict(row.arm.settings)[sweep.setting]: row
             for row in rows

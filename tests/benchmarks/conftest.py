@@ -52,10 +52,11 @@ def add_tiny(epochs: int = 1) -> None:
         teacher_backbone="test_resnet",
         channels=32,
         batch=2,
+        amp="off",
         epochs=epochs,
         teacher_epochs=1,
         rates=(0.002,),
-        weights={"mgd": (1e-3,)},
+        strengths={"mgd": (1e-3,)},
         seeds=2,
     )
     choose.LONGEST = 2

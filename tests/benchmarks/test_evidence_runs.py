@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from evidence.runs import Planned, claim, read_finished, sessions
 from mgdet.engine.checkpoint import LAST_FILE, STATE_FILE
 from mgdet.errors import Stalled, TrainingError, UserError
 from tiny import assert_same_tensors, wait_for
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def planned(evidence, pair, *names: str, epochs: int = 1, seed: int = 0) -> list[Planned]:
@@ -131,6 +135,17 @@ def test_when_the_time_is_up_a_run_is_saved_and_the_next_session_goes_on(evidenc
     assert 0 < before < 200
     assert evidence("tune", "--hours", "1") == 75
     assert torch.load(folder / STATE_FILE, weights_only=True)["step"] > before
+
+
+@pytest.mark.slow
+def test_it_runs_as_it_is_typed_in_any_folder(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "evidence"), "plan", "--only", "solo"]
+    process = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith(
+        "solo: no choices yet; the next needs solo/teacher/12-epochs, solo/teacher/24-epochs"
+    )
+    assert not list(tmp_path.iterdir()), "looking makes nothing"
 
 
 def test_nothing_is_begun_when_the_time_is_up(evidence, monkeypatch):

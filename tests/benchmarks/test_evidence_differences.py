@@ -9,8 +9,9 @@ import pytest
 
 from evidence import words
 from evidence.arms import ALONE, INHERITS, Arm
+from evidence.differences import Difference, Row, compared_with, evaluator, fill
 from evidence.measure import Measured
-from evidence.numbers import Difference, Row, compared_with, evaluator, fill
+from evidence.pairs import Pair, sweeps_of
 from evidence.runs import Finished
 
 NUM_IMAGES, NUM_CLASSES = 40, 2
@@ -164,6 +165,8 @@ def test_sweeps_name_the_best_and_the_worst_value(truth):
         for value, share in shares.items()
     ]
     (base,) = rows_of(truth, {MGD: 0.6}, seeds=1)
-    (sentence,) = words.of_sweeps(swept, base, {"mgd.mask_ratio": 0.65, "mgd.weight": 1e-5}, "bbox")
+    (sentence,) = words.of_sweeps(
+        swept, base, sweeps_of(Pair(teacher="a", student="a")), {"mgd.mask_ratio": 0.65, "mgd.weight": 1e-5}, "bbox"
+    )
     assert sentence.startswith("mgd.mask_ratio: best at 0.45 with ")
     assert "worst at 0.25" in sentence
