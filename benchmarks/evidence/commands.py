@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import evidence
-from evidence import data
+from evidence import data, words
 from evidence.arms import Arm, arm_config, arms_of, sweep_arms, swept
 from evidence.choose import Missing, choose, read_choices, write_choices
 from evidence.differences import Row, fill
@@ -109,7 +109,9 @@ def tune(options: argparse.Namespace, clock: Clock) -> None:
                 work(missing.runs, clock, say, wait=True)
             else:
                 write_choices(options.root, name, {"made": time.strftime("%Y-%m-%d %H:%M:%S"), **choices})
+        choices = _choices(options.root, name)
         say(f"{name}: {options.root / name / 'choices.json'}")
+        say(words.of_lead(choices["teacher"]["AP"] - choices["length"]["AP"], "AP on the validation images"))
 
 
 def run(options: argparse.Namespace, clock: Clock) -> None:

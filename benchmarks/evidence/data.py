@@ -17,6 +17,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from filelock import FileLock
 
 from evidence.pairs import Bccd, Shapes
 from mgdet.config import DataConfig
@@ -71,6 +72,13 @@ def make(root: Path, images: Shapes | Bccd, photographs: Path | None) -> None:
     Raises:
         UserError: BCCD is wanted and not given or has too few images, or a folder holds something else.
     """
+    folder = root / "data" / images.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # several processes may begin at once
+        _make(root, images, photographs)
+
+
+def _make(root: Path, images: Shapes | Bccd, photographs: Path | None) -> None:
     if isinstance(images, Shapes):
         common: dict[str, Any] = {"size": images.size, "smallest": images.smallest}
         choose = choose_root(root, images)

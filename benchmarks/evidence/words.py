@@ -33,14 +33,18 @@ def interval(found: Difference) -> str:
     return f"[{signed(found.low)}, {signed(found.high)}]"
 
 
+def of_lead(lead: float, what: str) -> str:
+    """Whether the teacher is far enough above the student alone."""
+    verdict = "" if lead >= TEACHER_LEAD else f", less than the {100 * TEACHER_LEAD:.0f} that are asked for"
+    return f"The teacher is {signed(lead)} {what} from the student alone{verdict}."
+
+
 def of_teacher(teacher: Measured | None, rows: Sequence[Row], choices: dict[str, Any], metric: str) -> list[str]:
     """Whether the teacher is far enough above the student alone, and trained to its plateau."""
     sentences = []
     alone = next((row.mean(metric) for row in rows if row.arm == ALONE), None)
     if teacher is not None and teacher.scores and alone is not None:
-        lead = teacher.scores[metric]["AP"] - alone
-        verdict = "" if lead >= TEACHER_LEAD else f", less than the {100 * TEACHER_LEAD:.0f} that were asked for"
-        sentences.append(f"The teacher is {signed(lead)} {METRIC_NAMES[metric]} from the student alone{verdict}.")
+        sentences.append(of_lead(teacher.scores[metric]["AP"] - alone, METRIC_NAMES[metric]))
     if not choices["teacher"]["plateau"]:
         sentences.append("The teacher had not reached its plateau: the longest schedule still gained.")
     if not choices["length"]["plateau"]:

@@ -152,7 +152,7 @@ def test_a_weak_teacher_and_searches_at_the_edge_are_said(truth):
         "arms": {"alone": {"at_edge": True}, "mgd": {"at_edge": False}},
     }
     text = "\n".join(words.of_teacher(measured(truth, 0.8, 0), rows, choices, "bbox"))
-    assert "less than the 10 that were asked for" in text
+    assert "less than the 10 that are asked for" in text
     assert "The teacher had not reached its plateau" in text
     assert "The student alone" not in text
     assert "at the edge of what was searched for: alone." in text
