@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import cv2
@@ -12,6 +13,8 @@ from mgdet.demo import run as demo
 from mgdet.errors import UserError
 from mgdet.interop.weights import read_checkpoint
 from mgdet.recipes.demo import PAIRS, Length
+from mgdet.report.numbers import percent
+from tiny import ALONE
 
 
 def row(run, ap):
@@ -20,24 +23,28 @@ def row(run, ap):
 
 class TestGapClosed:
     def test_share_of_the_distance_to_the_teacher(self):
-        assert demo.gap_closed([row("teacher", 0.4), row("student", 0.2), row("distilled", 0.25)]) == pytest.approx(
-            0.25
-        )
+        rows = [row("teacher", 0.4), row("student", 0.2), row("inherits", 0.25), row("distilled", 0.3)]
+        assert demo.gap_closed(rows, "inherits") == pytest.approx(0.25)
+        assert demo.gap_closed(rows, "distilled") == pytest.approx(0.5)
 
     def test_a_student_may_pass_its_teacher_or_fall_behind(self):
-        assert demo.gap_closed([row("teacher", 0.3), row("student", 0.2), row("distilled", 0.35)]) == pytest.approx(1.5)
-        assert demo.gap_closed([row("teacher", 0.3), row("student", 0.2), row("distilled", 0.1)]) == pytest.approx(-1)
+        rows = [row("teacher", 0.3), row("student", 0.2), row("inherits", 0.1), row("distilled", 0.35)]
+        assert demo.gap_closed(rows, "distilled") == pytest.approx(1.5)
+        assert demo.gap_closed(rows, "inherits") == pytest.approx(-1)
 
     def test_no_distance_no_share(self):
-        assert demo.gap_closed([row("teacher", 0.2), row("student", 0.2), row("distilled", 0.3)]) is None
+        rows = [row("teacher", 0.2), row("student", 0.2), row("distilled", 0.3)]
+        assert demo.gap_closed(rows, "distilled") is None
 
 
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("pair", PAIRS)
 def test_the_student_alone_differs_by_mgd_only(pair, quick, tmp_path):
     runs = demo.configs(tmp_path, pair=pair, quick=quick, seed=3)
-    assert list(runs) == ["teacher", "student", "distilled"]
+    assert list(runs) == [run for run in demo.TITLES if run != "inherits" or PAIRS[pair].inherits]
     assert replace(runs["distilled"], teacher=None, mgd=MGDConfig(), inherit=False) == runs["student"]
+    if PAIRS[pair].inherits:
+        assert replace(runs["distilled"], mgd=MGDConfig()) == runs["inherits"]
     assert replace(runs["distilled"].teacher, weights="random") == runs["teacher"].student
     assert {config.train.seed for config in runs.values()} == {3}
     assert runs["teacher"].schedule.epochs >= runs["student"].schedule.epochs
@@ -45,7 +52,7 @@ def test_the_student_alone_differs_by_mgd_only(pair, quick, tmp_path):
 
 @pytest.mark.parametrize("pair", ["retinanet", "mask_rcnn"])
 def test_a_demo_from_start_to_end_and_again(pair, tmp_path, monkeypatch):
-    short = Length(num_train=16, num_val=4, teacher_epochs=2, student_epochs=1, warmup_steps=1)
+    short = Length(num_train=16, num_val=4, num_test=5, teacher_epochs=2, student_epochs=1, warmup_steps=1)
     monkeypatch.setitem(PAIRS, pair, replace(PAIRS[pair], quick=short))
     out, said = tmp_path / "demo", []
     assert demo.demo(out, pair=pair, quick=True, seed=0, say=said.append) == 0
@@ -53,12 +60,14 @@ def test_a_demo_from_start_to_end_and_again(pair, tmp_path, monkeypatch):
     assert text in said[-2]
     titles = [f"shapes, {demo.METRIC_NAMES[metric]} in percent" for metric in PAIRS[pair].metrics]
     assert [line for line in text.splitlines() if line.startswith("shapes")] == titles
-    for run, title in demo.TITLES.items():
-        (line, *_) = [line for line in text.splitlines() if line.startswith(f"{title}  ")]
-        for column, value in zip(demo.COLUMNS, line.removeprefix(title).split()):
-            assert float(value) == pytest.approx(
-                max(0.0, 100 * demo.last_scores(out / run, PAIRS[pair].metrics[0])[column]), abs=0.051
-            )
+    runs = demo.configs(out, pair=pair, quick=True, seed=0)
+    for run, config in runs.items():
+        (line, *_) = [line for line in text.splitlines() if line.startswith(f"{demo.TITLES[run]}  ")]
+        scores = demo.test_scores(config, out / run, ALONE)[PAIRS[pair].metrics[0]]
+        for column, value in zip(demo.COLUMNS, line.removeprefix(demo.TITLES[run]).split()):
+            assert value == percent(scores[column])
+    assert ("cannot inherit" in text) == (not PAIRS[pair].inherits)
+    assert len(json.loads((out / "shapes/annotations/test.json").read_text())["images"]) == 5
     assert not any("teacher" in name for name in read_checkpoint(out / "distilled/student_last.pth").state_dict)
     for name in ("detections.png", "curves.png"):
         assert cv2.imread(str(out / name)).std() > 0

@@ -202,3 +202,16 @@ def test_generation_is_fast(tmp_path):
     start = time.process_time()
     write_shapes(tmp_path / "s", num_train=60, num_val=1, size=SIZE, seed=0)
     assert time.process_time() - start < 3  # about 0.3 s; the margin is for slow machines
+
+
+def test_a_third_split_is_of_other_pictures_and_moves_none(tmp_path):
+    common = {"num_train": 3, "num_val": 2, "size": (64, 80), "seed": 4}
+    write_shapes(tmp_path / "two", **common)
+    write_shapes(tmp_path / "three", **common, num_test=3)
+    two, three = digest(tmp_path / "two"), digest(tmp_path / "three")
+    assert {name: three[name] for name in two if name != "shapes.json"} == {
+        name: value for name, value in two.items() if name != "shapes.json"
+    }
+    pictures = [value for name, value in three.items() if name.endswith(".jpg")]
+    assert len(set(pictures)) == len(pictures) == 8
+    assert len(read(tmp_path / "three", "test")["images"]) == 3

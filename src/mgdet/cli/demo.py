@@ -10,7 +10,7 @@ from mgdet.cli.parsing import parse, say
 
 @dataclass(kw_only=True)
 class DemoArguments:
-    """Make a data set, train a teacher, a student alone and the same student with MGD, and compare the three."""
+    """Make a data set, train a teacher and its student alone, inheriting and with MGD, and compare them."""
 
     pair: str = "retinanet"
     """Which pair, in small: retinanet, faster_rcnn, mask_rcnn, reppoints or solo."""
@@ -19,7 +19,7 @@ class DemoArguments:
     out: str = ""
     """Folder for the data set, the runs, the table and the pictures; empty: demo, or demo-quick."""
     seed: int = 0
-    """Seed of the data set and of the three runs."""
+    """Seed of the data set and of all runs."""
 
 
 def run(arguments: list[str]) -> int:

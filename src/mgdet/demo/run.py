@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -26,12 +26,18 @@ from mgdet.evaluate.draw import comparison, curves, draw_detections, draw_target
 from mgdet.files import atomic_write
 from mgdet.interop.weights import read_checkpoint
 from mgdet.models import load_detector
-from mgdet.recipes.demo import IMAGE_SIZE, PAIRS, demo_distilled, demo_student, demo_teacher
+from mgdet.recipes.demo import IMAGE_SIZE, PAIRS, demo_distilled, demo_inherits, demo_student, demo_teacher
+from mgdet.report.measure import test_checkpoint
 from mgdet.report.numbers import percent
 from mgdet.structures import Target
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-TITLES = {"teacher": "teacher", "student": "student alone", "distilled": "student with MGD"}
+TITLES = {
+    "teacher": "teacher",
+    "student": "student alone",
+    "inherits": "student that only inherits",
+    "distilled": "student with MGD",
+}
 PICTURES = 4
 """Images in the picture of detections."""
 ZOOM = 2
@@ -49,7 +55,7 @@ class Row:
 
 
 def demo(out: Path, *, pair: str, quick: bool, seed: int, say: Callable[[str], None]) -> int:
-    """Makes `shapes`, trains teacher, student and student with MGD, and compares them.
+    """Makes `shapes`, trains a teacher and its student alone, inheriting, and with MGD, and compares them.
 
     When it is run again after an interruption, it continues where it stopped.
 
@@ -73,18 +79,30 @@ def demo(out: Path, *, pair: str, quick: bool, seed: int, say: Callable[[str], N
     root = out / "shapes"
     say(f"making the data set {root}")
     length = PAIRS[pair].quick if quick else PAIRS[pair].full
-    write_shapes(root, num_train=length.num_train, num_val=length.num_val, size=IMAGE_SIZE, seed=seed)
+    write_shapes(
+        root,
+        num_train=length.num_train,
+        num_val=length.num_val,
+        num_test=length.num_test,
+        size=IMAGE_SIZE,
+        seed=seed,
+        smallest=PAIRS[pair].smallest,
+    )
     world = World(rank=0, size=1, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     runs = configs(out, pair=pair, quick=quick, seed=seed)
     for run, config in runs.items():
         code = train(config, out / run, resume=True, world=world)
         if code:
             return code
+    say("measuring on the test images")
+    found = {run: test_scores(config, out / run, world) for run, config in runs.items()}
     parameters = {run: _num_parameters(out / run) for run in runs}
     tables = []
     for metric in PAIRS[pair].metrics:
-        rows = [Row(run, last_scores(out / run, metric), parameters[run]) for run in runs]
+        rows = [Row(run, found[run][metric], parameters[run]) for run in runs]
         tables.append(_table(rows, METRIC_NAMES[metric]))
+    if not PAIRS[pair].inherits:
+        tables.append(f"A {PAIRS[pair].student} cannot inherit the head of a {PAIRS[pair].teacher}.")
     text = "\n\n".join(tables)
     atomic_write(out / "table.txt", lambda file: file.write(text.encode()))
     _draw_curves(out, PAIRS[pair].metrics[0])
@@ -95,16 +113,37 @@ def demo(out: Path, *, pair: str, quick: bool, seed: int, say: Callable[[str], N
 
 
 def configs(out: Path, *, pair: str, quick: bool, seed: int) -> dict[str, Config]:
-    """The three runs by the name of their folder, in the order in which they must run."""
+    """The runs by the name of their folder, in the order in which they must run."""
     recipes = {"teacher": demo_teacher, "student": demo_student, "distilled": demo_distilled}
+    if PAIRS[pair].inherits:
+        recipes = {
+            "teacher": demo_teacher,
+            "student": demo_student,
+            "inherits": demo_inherits,
+            "distilled": demo_distilled,
+        }
     runs = {run: recipe(pair, quick=quick) for run, recipe in recipes.items()}
     for config in runs.values():
         config.data.root = str(out / "shapes")
         config.train.seed = seed
-    distilled = runs["distilled"]
-    assert distilled.teacher is not None
-    distilled.teacher.weights = str(out / "teacher" / LAST_FILE)
+        if config.teacher is not None:
+            config.teacher.weights = str(out / "teacher" / LAST_FILE)
     return runs
+
+
+def test_scores(config: Config, folder: Path, world: World) -> dict[str, dict[str, float]]:
+    """COCO's twelve numbers of a run's last student on the test images, for each metric."""
+    data = replace(config.data, val_annotations="annotations/test.json", val_images="test")
+    scores = test_checkpoint(
+        replace(config, data=data),
+        str(folder / LAST_FILE),
+        metrics=config.train.metrics,
+        out=None,
+        world=world,
+        say=lambda line: None,
+    )
+    assert scores is not None
+    return {metric: found.stats for metric, found in scores.items()}
 
 
 def history(folder: Path, metric: str) -> list[dict[str, float]]:
@@ -113,16 +152,11 @@ def history(folder: Path, metric: str) -> list[dict[str, float]]:
     return [line for line in lines if line["kind"] == "eval" and line["metric"] == metric]
 
 
-def last_scores(folder: Path, metric: str) -> dict[str, float]:
-    """COCO's twelve numbers of a run's last evaluation."""
-    return {name: value for name, value in history(folder, metric)[-1].items() if isinstance(value, float)}
-
-
-def gap_closed(rows: list[Row]) -> float | None:
-    """How much of the distance from the student alone to the teacher MGD closes, in AP; None without a distance."""
+def gap_closed(rows: list[Row], run: str) -> float | None:
+    """How much of the distance from the student alone to the teacher a run closes, in AP; None without a distance."""
     ap = {row.run: row.scores["AP"] for row in rows}
     gap = ap["teacher"] - ap["student"]
-    return (ap["distilled"] - ap["student"]) / gap if gap > 0 else None
+    return (ap[run] - ap["student"]) / gap if gap > 0 else None
 
 
 def _num_parameters(folder: Path) -> int:
@@ -136,10 +170,10 @@ def _table(rows: list[Row], name: str) -> str:
     table = Table(title=f"shapes, {name} in percent", title_justify="left", box=None, pad_edge=False)
     for column in ("", *COLUMNS, "parameters", "gap closed"):
         table.add_column(column, justify="right" if column else "left")
-    closed = gap_closed(rows)
     for row in rows:
         scores = (percent(row.scores[column]) for column in COLUMNS)
-        gap = f"{closed:.0%}" if row.run == "distilled" and closed is not None else ""
+        closed = gap_closed(rows, row.run) if row.run in ("inherits", "distilled") else None
+        gap = "" if closed is None else f"{closed:.0%}"
         table.add_row(TITLES[row.run], *scores, f"{row.parameters / 1e6:.2f} M", gap)
     console = Console(width=100, color_system=None)
     with console.capture() as captured:
@@ -151,6 +185,7 @@ def _draw_curves(out: Path, metric: str) -> None:
     series = {
         title: [(line["step"], 100 * line["AP"]) for line in history(out / run, metric)]
         for run, title in TITLES.items()
+        if (out / run).exists()
     }
     name = METRIC_NAMES[metric]
     curves(series, title=f"{name} on shapes", x_label="step", y_label=f"{name} in percent", out=out / "curves.png")
@@ -158,8 +193,8 @@ def _draw_curves(out: Path, metric: str) -> None:
 
 @torch.inference_mode()
 def _draw_detections(out: Path, root: Path, *, masks: bool) -> None:
-    """Truth, student alone, student with MGD and teacher, side by side, on the first evaluation images."""
-    records = read_coco(root / "annotations" / "val.json", root / "val", masks=masks)
+    """Truth, student alone, student with MGD and teacher, side by side, on the first test images."""
+    records = read_coco(root / "annotations" / "test.json", root / "test", masks=masks)
     data = DetectionDataset(records, training=False, masks=masks)
     views = test_views(PICTURES, max(IMAGE_SIZE), min(IMAGE_SIZE))
     detectors = []

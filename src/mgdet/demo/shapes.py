@@ -53,7 +53,14 @@ class Shape:
 
 
 def write_shapes(
-    root: Path, *, num_train: int, num_val: int, size: tuple[int, int], seed: int, smallest: float = 0.0
+    root: Path,
+    *,
+    num_train: int,
+    num_val: int,
+    size: tuple[int, int],
+    seed: int,
+    smallest: float = 0.0,
+    num_test: int = 0,
 ) -> None:
     """Writes the data set: `annotations/{train,val}.json`, `train/*.jpg` and `val/*.jpg` under `root`.
 
@@ -63,6 +70,8 @@ def write_shapes(
     Args:
         num_train: number of training images.
         num_val: number of evaluation images.
+        num_test: number of images of a third split, `annotations/test.json` and `test/*.jpg`, for what is reported at
+            the end; 0: none.
         size: (h, w) in pixels, each at least 64. Half of the images, by chance, are turned to (w, h). Large objects
             (96 x 96 and more) need about 128 x 128 and are left out of smaller images.
         seed: of everything random, 0 or more.
@@ -73,7 +82,12 @@ def write_shapes(
     """
     if min(size) < SMALLEST_EDGE:
         raise UserError(f"shapes of {size[0]} x {size[1]} pixels are too small; give at least {SMALLEST_EDGE} per edge")
-    for name, value, least in (("num_train", num_train, 1), ("num_val", num_val, 1), ("seed", seed, 0)):
+    for name, value, least in (
+        ("num_train", num_train, 1),
+        ("num_val", num_val, 1),
+        ("num_test", num_test, 0),
+        ("seed", seed, 0),
+    ):
         if value < least:
             raise UserError(f"{name} of the shapes is {value}; give {least} or more")
     if not _bands(*size, smallest):
@@ -82,8 +96,8 @@ def write_shapes(
             "large; give a smaller area or larger images"
         )
     stamp = {"version": VERSION, "num_train": num_train, "num_val": num_val, "size": list(size), "seed": seed}
-    if smallest:
-        stamp["smallest"] = smallest
+    stamp |= {"smallest": smallest} if smallest else {}
+    stamp |= {"num_test": num_test} if num_test else {}
     if _holds(root, stamp):
         return
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
@@ -92,7 +106,8 @@ def write_shapes(
         root.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
             folder = Path(scratch) / "shapes"
-            for split, (name, count) in enumerate((("train", num_train), ("val", num_val))):
+            counts = (("train", num_train), ("val", num_val), ("test", num_test))
+            for split, (name, count) in enumerate(counts if num_test else counts[:2]):
                 _write_split(folder, name, count, size, (seed, split), smallest)
             (folder / "shapes.json").write_text(json.dumps(stamp))
             os.replace(folder, root)
