@@ -13,9 +13,9 @@ import mmdet_files as files
 from mgdet.cli import main
 from mgdet.config import Config
 from mgdet.interop.weights import read_checkpoint, save_checkpoint
-from mgdet.models import detector_from, recognise
+from mgdet.models import build_models, detector_from, recognise
 from mgdet.models.agree import CAFFE_PIXELS
-from tiny import CLASSES, alone
+from tiny import CLASSES, alone, distilled
 
 CAFFE = {"style": "caffe", **CAFFE_PIXELS._asdict()}
 SCALE = (96, 64)
@@ -49,6 +49,17 @@ def predicted(tiny, tmp_path, checkpoint: Path, images: str = "val") -> list[dic
 def refused(capsys, *arguments: object) -> str:
     assert main([str(argument) for argument in arguments]) == 2
     return capsys.readouterr().err.strip()
+
+
+def test_a_teacher_is_known_by_the_names_in_its_config(tmp_path):
+    config = distilled()
+    state = detector_from(config.teacher, 3).state_dict()
+    settings = files.settings_2(files.model("retinanet", files.backbone(18, "pytorch"), 3), files.RGB, SCALE)
+    for names, known in ((CLASSES, CLASSES), (("one", "two"), None)):
+        settings["data"]["test"]["classes"] = names
+        config.teacher.weights = str(files.checkpoint(state, {"config": files.text_2(settings)}, tmp_path))
+        models = build_models(config, CLASSES, fresh=False, say=lambda line: None)
+        assert models.teacher_classes == known
 
 
 @pytest.mark.slow

@@ -49,7 +49,8 @@ def open_detector(source: str, *, recipe: Config | None = None, ema: bool = Fals
     checkpoint = read_checkpoint(source, ema=ema)
     if recipe is None:
         known = recognise_checkpoint(checkpoint)
-        model, data, classes, lines = known.model, known.data(), known.classes, known.lines
+        model, data, classes = known.model, known.data(), known.classes
+        lines = known.lines if checkpoint.config is None else ()  # our own say nothing new
     else:
         check_agrees(recipe.student, checkpoint, role="the recipe", advice="leave --recipe out")
         model, data, classes, lines = recipe.student, recipe.data, checkpoint.classes, ()

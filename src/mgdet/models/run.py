@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from mgdet.methods.student import DistilledStudent, LevelMethod
 from mgdet.methods.teacher import Teacher
 from mgdet.models.agree import check_agrees
 from mgdet.models.detectors import Say, check_classes, detector_from, foreign_classes, foreign_from
+from mgdet.models.said import classes_by
 from mgdet.models.start import RANDOM, TIMM, freeze_unlearned, freeze_unread, start
 from mgdet.structures import Level
 
@@ -153,7 +154,7 @@ def _teacher(config: ModelConfig, say: Say, *, inherit: bool) -> tuple[Face, Che
     if num_classes is not None and num_classes != teacher.num_classes:
         teacher = detector_from(config, num_classes)
     say(f"teacher: {load_checkpoint(teacher, checkpoint).line()}")
-    return teacher, checkpoint
+    return teacher, replace(checkpoint, classes=classes_by(checkpoint, num_classes))
 
 
 def _inherit(student: Face, teacher: Face, checkpoint: Checkpoint | None, classes: Sequence[str], say: Say) -> None:

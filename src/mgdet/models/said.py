@@ -77,6 +77,20 @@ def said_by(checkpoint: Checkpoint, depth: int) -> tuple[Said, str]:
     return Said(), silence
 
 
+def classes_by(checkpoint: Checkpoint, num_classes: int | None) -> tuple[str, ...] | None:
+    """The class names that a file has, or those of the config in it where these are `num_classes`."""
+    if checkpoint.classes is not None:
+        return checkpoint.classes
+    for text in checkpoint.texts.values():
+        try:
+            names = read_said(read_settings(text)).classes
+        except ValueError:
+            continue
+        if names is not None and len(names) == num_classes:
+            return names
+    return None
+
+
 def read_said(settings: Mapping[str, Any]) -> Said:
     """Takes from a config what decides how weights are used.
 
