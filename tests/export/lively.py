@@ -86,7 +86,7 @@ def assert_same(detector: Face, expected: Detections, found: Detections, *, roun
     """They agree as sets, up to so many that a threshold decided by rounding, and are not empty."""
     agreement = Agreement()
     match(expected, found, form_of(detector).limits, agreement)
-    assert agreement.lacking == []
+    assert agreement.lacking == [], (agreement.pairs, agreement.lacking)
     assert agreement.rounding <= rounding
     assert agreement.pairs > 0
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgdet.detectors.face import Face, Learned
-from mgdet.errors import UserError
+from mgdet.errors import UserError, shortage
 from mgdet.structures import Detections, Pixels, Seen, Target
 
 SUFFIX = ".onnx"
@@ -139,8 +139,20 @@ class Exported(Face):
         return "CUDA" if "CUDAExecutionProvider" in self.session.get_providers() else "CPU"
 
     def run(self, image: np.ndarray) -> Detections:
-        """What the graph finds in an image (h, w, 3) uint8, RGB, of the size that it takes, in pixels of it."""
-        found = self.session.run(None, {IMAGE: image[None]})
+        """What the graph finds in an image (h, w, 3) uint8, RGB, of the size that it takes, in pixels of it.
+
+        Raises:
+            UserError: ONNX Runtime cannot run it on this image.
+        """
+        try:
+            found = self.session.run(None, {IMAGE: image[None]})
+        except Exception as error:  # of ONNX Runtime's own types, which no base but this joins
+            if shortage(error):
+                raise
+            height, width = image.shape[:2]
+            raise UserError(
+                f"ONNX Runtime cannot run {self.path} on an image of {height} x {width} ({_first_line(error)})"
+            ) from None
         by_name: dict[str, Any] = {name: torch.from_numpy(value) for name, value in zip(self.outputs, found)}
         return Detections(**by_name)
 
@@ -209,8 +221,11 @@ def open_session(model: Path | bytes, path: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(str(model) if isinstance(model, Path) else model, options, wanted)
     except Exception as error:  # of ONNX Runtime's own types, which no base but this joins
-        first = str(error).partition("\n")[0]
-        raise UserError(f"{path} is damaged, or no graph that ONNX Runtime can run ({first[:200]})") from None
+        raise UserError(f"{path} is damaged, or no graph that ONNX Runtime can run ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
 
 
 def within(found: Detections, size: tuple[int, int]) -> Detections:

@@ -137,15 +137,28 @@ def _compared(detector: Face, exported: Exported, images: Sequence[np.ndarray], 
         UserError: it does not, or there is nothing to compare it by.
     """
     from mgdet.export.forms import form_of
-    from mgdet.export.verify import compare
+    from mgdet.export.verify import MOST_ROUNDING, compare
 
-    agreement = compare(detector, exported, images, form_of(detector).limits)
+    try:
+        agreement = compare(detector, exported, images, form_of(detector).limits)
+    except UserError as error:
+        if exported.canvas is not None:
+            raise
+        raise UserError(
+            f"a graph of this detector for images of any size does not run: {error}; give a --size"
+        ) from None
     if agreement.lacking:
         shown = "; ".join(agreement.lacking[:SHOWN])
         number = len(agreement.lacking)
         raise UserError(
             f"the graph does not find what torch finds on {what}: {number} of {agreement.pairs + number} detections "
             f"differ ({shown}), so nothing is written"
+        )
+    if agreement.pairs and agreement.rounding > MOST_ROUNDING * agreement.pairs:
+        raise UserError(
+            f"on {what} the detector gives {agreement.rounding} of {agreement.pairs + agreement.rounding} objects "
+            "scores that rounding decides between, so the graph cannot be compared by them; train the detector first, "
+            "or give --images with a folder of pictures in which it finds something"
         )
     if not agreement.pairs:
         raise UserError(

@@ -22,6 +22,8 @@ BOX_TOLERANCE, SCORE_TOLERANCE = 0.05, 1e-4
 MASK_IOU, MASK_PIXELS = 0.98, 2
 """Masks agree from this overlap on, or where no more pixels than these differ: of a small mask one is many percent."""
 OVERLAP_TOLERANCE = 1e-3
+MOST_ROUNDING = 1.0
+"""Detections that rounding decided on, for each pair: with more of them nothing is shown by the pairs."""
 SURE = 0.3
 """Score from which on a detection counts where a graph of few bits is compared."""
 
@@ -182,9 +184,11 @@ def _by_rounding(own: Detections, place: int, other: Detections, limits: Limits)
         return True
     if limits.overlap is None:
         return False
-    rivals = other.boxes[(other.labels == own.labels[place]) & (other.scores >= score - SCORE_TOLERANCE)]
-    overlaps = box_iou(own.boxes[place : place + 1], rivals)[0]
-    return bool(((overlaps - limits.overlap).abs() <= OVERLAP_TOLERANCE).any())
+    rivals = (other.labels == own.labels[place]) & (other.scores >= score - SCORE_TOLERANCE)
+    overlaps = box_iou(own.boxes[place : place + 1], other.boxes[rivals])[0]
+    # Of two that overlap and score the same, either may suppress the other.
+    ties = (other.scores[rivals] <= score + SCORE_TOLERANCE) & (overlaps >= limits.overlap)
+    return bool((ties | ((overlaps - limits.overlap).abs() <= OVERLAP_TOLERANCE)).any())
 
 
 def _described(own: Detections, place: int, side: str) -> str:
