@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import mgdet
 from mgdet.config import DataConfig
 from mgdet.detectors.exported import CLASSES, ORIGIN, PREPROCESSING, Preprocessing
 from mgdet.detectors.face import Face
 from mgdet.errors import UserError
+from mgdet.version import __version__
 
 if TYPE_CHECKING:
     import onnx
@@ -33,9 +33,9 @@ class Notes:
 
     def file_of(self, model: onnx.ModelProto, precision: str) -> bytes:
         """The content of the file of a graph in fp32, fp16 or int8."""
-        origin = {"version": mgdet.__version__, "detector": self.detector, "precision": precision}
+        origin = {"version": __version__, "detector": self.detector, "precision": precision}
         origin["checkpoint_sha256"] = self.sha256
-        model.producer_name, model.producer_version = "mgdet", mgdet.__version__
+        model.producer_name, model.producer_version = "mgdet", __version__
         del model.metadata_props[:]
         for key, value in ((CLASSES, self.classes), (PREPROCESSING, self.how.to_dict()), (ORIGIN, origin)):
             entry = model.metadata_props.add()

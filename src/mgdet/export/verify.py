@@ -22,6 +22,8 @@ BOX_TOLERANCE, SCORE_TOLERANCE = 0.05, 1e-4
 MASK_IOU, MASK_PIXELS = 0.98, 2
 """Masks agree from this overlap on, or where no more pixels than these differ: of a small mask one is many percent."""
 OVERLAP_TOLERANCE = 1e-3
+MOST_INSIDE = 0.01
+"""Share of detections that may differ where a detector chooses proposals or queries first."""
 MOST_ROUNDING = 1.0
 """Detections that rounding decided on, for each pair: with more of them nothing is shown by the pairs."""
 SURE = 0.3
@@ -36,7 +38,7 @@ class Agreement:
     box, score: the largest differences of pairs, in pixels and in score.
     mask: the smallest overlap of a pair's masks.
     rounding: detections that only one side has, as a threshold decided on them by rounding.
-    lacking: what only one side has for no such reason, in words.
+    lacking: what only one side has for no reason that its scores and boxes show, in words.
     """
 
     images: int = 0
@@ -55,6 +57,8 @@ class Agreement:
             parts.append(f"masks' IoU at least {self.mask:.3f}")
         if self.rounding:
             parts.append(f"and {self.rounding} that a threshold decided by rounding")
+        if self.lacking:
+            parts.append(f"and {len(self.lacking)} of proposals or queries that rounding chose between")
         return ", ".join(parts)
 
 

@@ -41,7 +41,13 @@ class Limits(NamedTuple):
 
 
 class Form(nn.Module):
-    """A detector's `find` for one image, of the same layers and the same arithmetic."""
+    """A detector's `find` for one image, of the same layers and the same arithmetic.
+
+    chooses_inside: does it choose proposals or queries by score before it scores them anew? What rounding decides there
+        shows in no score of the result.
+    """
+
+    chooses_inside = False
 
     @property
     @abstractmethod

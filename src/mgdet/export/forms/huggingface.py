@@ -15,6 +15,7 @@ class HuggingFaceForm(Form):
     def __init__(self, detector: HuggingFace):
         super().__init__()
         self.detector = detector
+        self.chooses_inside = bool(detector.family.queries)
 
     @property
     def limits(self) -> Limits:

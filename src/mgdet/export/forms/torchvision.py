@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
@@ -15,6 +17,7 @@ from mgdet.detectors.foreign.torchvision_detector import MASK_THRESHOLD, Torchvi
 from mgdet.export.forms.base import Form, Found, Limits
 from mgdet.export.ops import pool, suppress_by_class
 from mgdet.layers.boxes import clip
+from mgdet.layers.inference import fold_batch_norms
 from mgdet.layers.postprocess import best
 
 SMALLEST_BOX, SMALLEST_PROPOSAL = 1e-2, 1e-3
@@ -127,12 +130,17 @@ class SSDForm(_TorchvisionForm):
 class RegionsForm(_TorchvisionForm):
     """Faster and Mask R-CNN."""
 
+    chooses_inside = True
+
     def __init__(self, detector: TorchvisionDetector):
         super().__init__(detector)
         if self.model.roi_heads.box_roi_pool.scales is None:  # it learns the strides from the first image that it sees
             edge = 8 * detector.multiple
             with torch.no_grad():
                 detector.find(torch.zeros(1, 3, edge, edge), [(edge, edge)])
+        # torch's batch norm asks whether there are regions at all, which no graph knows beforehand.
+        self.box_head = without_norms(self.model.roi_heads.box_head)
+        self.mask_head = without_norms(self.model.roi_heads.mask_head) if detector.has_masks else None
 
     @property
     def limits(self) -> Limits:
@@ -145,7 +153,7 @@ class RegionsForm(_TorchvisionForm):
         heads = self.model.roi_heads
         features = self.model.backbone(images)
         proposals = self._proposals(images, list(features.values()), limits)
-        logits, moves = heads.box_predictor(heads.box_head(_pooled(heads.box_roi_pool, features, proposals)))
+        logits, moves = heads.box_predictor(self.box_head(_pooled(heads.box_roi_pool, features, proposals)))
         boxes = heads.box_coder.decode_single(moves, proposals).unflatten(1, (-1, 4))
         scores = logits.softmax(dim=1)[:, 1:]
         rows, places = (scores > heads.score_thresh).nonzero().unbind(1)
@@ -153,9 +161,9 @@ class RegionsForm(_TorchvisionForm):
         picked, values = clip(boxes[rows, columns], limits), scores[rows, places]
         values = torch.where(_larger(picked, SMALLEST_BOX), values, -1.0)
         keep, found = self.kept(picked, values, columns)
-        if not self.detector.has_masks:
+        if self.mask_head is None:
             return found
-        pooled = heads.mask_head(_pooled(heads.mask_roi_pool, features, found.boxes))
+        pooled = self.mask_head(_pooled(heads.mask_roi_pool, features, found.boxes))
         own = columns[keep][:, None, None, None]
         logits = heads.mask_predictor(pooled)
         cells = logits.gather(1, own.expand(-1, 1, *logits.shape[2:]))[:, 0].sigmoid()
@@ -181,6 +189,15 @@ class RegionsForm(_TorchvisionForm):
         scores = torch.where(usable, scores, -1.0)
         keep = suppress_by_class(boxes, scores, levels, len(parts), -0.5, rpn.nms_thresh, rpn.post_nms_top_n())
         return boxes[keep]
+
+
+def without_norms(head: nn.Module) -> nn.Module:
+    """The same head in eval mode, its batch norms inside of its convolutions; a copy where it has some."""
+    if not any(isinstance(module, _BatchNorm) for module in head.modules()):
+        return head
+    folded = copy.deepcopy(head).eval()
+    fold_batch_norms(folded)
+    return folded
 
 
 def _larger(boxes: Tensor, edge: float) -> Tensor:

@@ -23,6 +23,8 @@ PROPOSALS = 1000
 class TwoStageForm(Form):
     """One of our detectors of two stages, with masks where it has them."""
 
+    chooses_inside = True
+
     def __init__(self, detector: TwoStage):
         super().__init__()
         self.detector = detector
