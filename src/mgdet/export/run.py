@@ -149,7 +149,7 @@ def _compared(detector: Face, exported: Exported, images: Sequence[np.ndarray], 
         UserError: it does not, or there is nothing to compare it by.
     """
     from mgdet.export.forms import form_of
-    from mgdet.export.verify import MOST_INSIDE, MOST_ROUNDING, compare
+    from mgdet.export.verify import MOST_CHOSEN, MOST_ROUNDING, compare
 
     form = form_of(detector)
     try:
@@ -160,10 +160,10 @@ def _compared(detector: Face, exported: Exported, images: Sequence[np.ndarray], 
         raise UserError(
             f"a graph of this detector for images of any size does not run: {error}; give a --size"
         ) from None
-    spared = len(agreement.lacking) if form.chooses_inside else 0
-    if len(agreement.lacking) > spared or spared > MOST_INSIDE * agreement.pairs:
-        shown = "; ".join(agreement.lacking[:SHOWN])
-        number = len(agreement.lacking)
+    differing = [*agreement.lacking, *agreement.tied]
+    number = len(differing)
+    if number > MOST_CHOSEN * agreement.pairs or (agreement.lacking and not form.chooses_inside):
+        shown = "; ".join(differing[:SHOWN])
         raise UserError(
             f"the graph does not find what torch finds on {what}: {number} of {agreement.pairs + number} detections "
             f"differ ({shown}), so nothing is written"

@@ -22,8 +22,10 @@ BOX_TOLERANCE, SCORE_TOLERANCE = 0.05, 1e-4
 MASK_IOU, MASK_PIXELS = 0.98, 2
 """Masks agree from this overlap on, or where no more pixels than these differ: of a small mask one is many percent."""
 OVERLAP_TOLERANCE = 1e-3
-MOST_INSIDE = 0.01
-"""Share of detections that may differ where a detector chooses proposals or queries first."""
+NEIGHBOUR = 1.0
+"""Pixels between two boxes from which on they are two, and not one that was computed differently."""
+MOST_CHOSEN = 0.02
+"""Share of detections that may differ because rounding chose between candidates: neighbours, proposals, queries."""
 MOST_ROUNDING = 1.0
 """Detections that rounding decided on, for each pair: with more of them nothing is shown by the pairs."""
 SURE = 0.3
@@ -38,6 +40,7 @@ class Agreement:
     box, score: the largest differences of pairs, in pixels and in score.
     mask: the smallest overlap of a pair's masks.
     rounding: detections that only one side has, as a threshold decided on them by rounding.
+    tied: what only one side has, as it and a neighbour score the same, in words.
     lacking: what only one side has for no reason that its scores and boxes show, in words.
     """
 
@@ -47,6 +50,7 @@ class Agreement:
     score: float = 0.0
     mask: float = 1.0
     rounding: int = 0
+    tied: list[str] = field(default_factory=list)
     lacking: list[str] = field(default_factory=list)
 
     def line(self, *, masks: bool) -> str:
@@ -57,8 +61,8 @@ class Agreement:
             parts.append(f"masks' IoU at least {self.mask:.3f}")
         if self.rounding:
             parts.append(f"and {self.rounding} that a threshold decided by rounding")
-        if self.lacking:
-            parts.append(f"and {len(self.lacking)} of proposals or queries that rounding chose between")
+        if chosen := len(self.tied) + len(self.lacking):
+            parts.append(f"and {chosen} of candidates that rounding chose between")
         return ", ".join(parts)
 
 
@@ -155,6 +159,8 @@ def match(expected: Detections, found: Detections, limits: Limits, total: Agreem
         for place in places:
             if _by_rounding(own, place, other, limits):
                 total.rounding += 1
+            elif _tied(own, place, other, limits):
+                total.tied.append(_described(own, place, side))
             else:
                 total.lacking.append(_described(own, place, side))
 
@@ -190,9 +196,17 @@ def _by_rounding(own: Detections, place: int, other: Detections, limits: Limits)
         return False
     rivals = (other.labels == own.labels[place]) & (other.scores >= score - SCORE_TOLERANCE)
     overlaps = box_iou(own.boxes[place : place + 1], other.boxes[rivals])[0]
-    # Of two that overlap and score the same, either may suppress the other.
-    ties = (other.scores[rivals] <= score + SCORE_TOLERANCE) & (overlaps >= limits.overlap)
-    return bool((ties | ((overlaps - limits.overlap).abs() <= OVERLAP_TOLERANCE)).any())
+    return bool(((overlaps - limits.overlap).abs() <= OVERLAP_TOLERANCE).any())
+
+
+def _tied(own: Detections, place: int, other: Detections, limits: Limits) -> bool:
+    """Has the other side a neighbour with the same score, either of which may suppress the other?"""
+    if limits.overlap is None:
+        return False
+    box = own.boxes[place]
+    rivals = (other.labels == own.labels[place]) & ((other.scores - own.scores[place]).abs() <= SCORE_TOLERANCE)
+    rivals &= (other.boxes - box).abs().amax(dim=1) >= NEIGHBOUR
+    return bool((box_iou(box[None], other.boxes[rivals]) >= limits.overlap).any())
 
 
 def _described(own: Detections, place: int, side: str) -> str:
