@@ -191,7 +191,7 @@ def _take_pixels(model: onnx.ModelProto, detector: Face, canvas: Canvas) -> None
     graph.initializer.extend([mean, std])
     planes = node("Transpose", [IMAGE], "input/planes", perm=[0, 3, 1, 2])
     if pixels.bgr:
-        planes = node("Gather", [planes, constant("bgr", [2, 1, 0], TensorProto.INT64)], "input/bgr", axis=1)
+        planes = node("Gather", [planes, constant("channels", [2, 1, 0], TensorProto.INT64)], "input/bgr", axis=1)
     values = node("Cast", [planes], "input/float", to=TensorProto.FLOAT)
     centred = node("Sub", [values, mean.name], "input/centred")
     padded = (canvas.height, canvas.width) != canvas.padded

@@ -85,6 +85,7 @@ def export(
     say(f"{IMAGE}: 1 x {how.height or 'height'} x {how.width or 'width'} x 3, uint8, RGB; {how.line()}")
     notes = Notes(opened.classes, how, opened.name, opened.sha256)
     pictures = find_images(images, opened.data)
+    calibration = None if int8 is None else calibration_images(int8, how)
     fitted = [fit(image, how) for image in pictures.images]
     shown = fitted if how.height else with_turned(fitted)
 
@@ -92,11 +93,11 @@ def export(
     content = notes.file_of(model, "fp32")
     exported = _opened(content, out)
     say(_compared(detector, exported, shown, pictures.what))
-    if half or int8 is not None:
-        precision = "fp16" if int8 is None else "int8"
-        model = to_half(model) if int8 is None else to_int8(model, calibration_images(int8, how))
+    if half or calibration is not None:
+        precision = "fp16" if calibration is None else "int8"
+        model = to_half(model) if calibration is None else to_int8(model, calibration)
         content = notes.file_of(model, precision)
-        exported = Exported(content, path=out)
+        exported = _opened(content, out)
         say(_resembling(detector, exported, shown, pictures.what, precision))
     say(latency_line(detector, exported, fitted[0]))
     atomic_write(out, lambda file: file.write(content))
@@ -134,7 +135,7 @@ def _opened(content: bytes, out: Path) -> Exported:
     """What ONNX Runtime makes of a graph that was just built.
 
     Raises:
-        UserError: nothing.
+        UserError: it runs no such graph.
     """
     try:
         return Exported(content, path=out)
