@@ -9,10 +9,12 @@ from torch import nn
 
 from detectors.foreign import tv_models
 from detectors.foreign.hf_tiny import TINY
-from mgdet.detectors.exported import Exported
+from mgdet.config import DataConfig
 from mgdet.detectors.face import Face
 from mgdet.errors import UserError
+from mgdet.export.run import export
 from mgdet.layers.inference import inference_form
+from mgdet.models.opened import Opened
 from test_any_pair import save_tiny
 
 pytestmark = pytest.mark.slow
@@ -84,9 +86,11 @@ def test_hugging_face_of_any_size(kind, tmp_path):
 
 
 def test_what_works_for_one_size_alone_says_so(tmp_path):
-    graph: Exported = graph_of(huggingface("d_fine", tmp_path))
-    with pytest.raises(UserError, match=r"ONNX Runtime cannot run graph.onnx on an image of 220 x 130"):
-        graph.run(picture(220, 130))
+    detector = huggingface("d_fine", tmp_path)
+    opened = Opened("d_fine", detector, ("cat", "dog", "cell"), DataConfig(long_edge=96, short_edge=(64, 64)), (), "")
+    with pytest.raises(UserError, match=r"takes images of one size only; give it, e\.g\. --size 640 640"):
+        export(opened, tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
 
 
 @pytest.mark.parametrize("name", ["yolox-n", "yolov9-t"])

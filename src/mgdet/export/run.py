@@ -155,11 +155,11 @@ def _compared(detector: Face, exported: Exported, images: Sequence[np.ndarray], 
     form = form_of(detector)
     try:
         agreement = compare(detector, exported, images, form.limits)
-    except UserError as error:
+    except UserError:
         if exported.canvas is not None:
             raise
         raise UserError(
-            f"a graph of this detector for images of any size does not run: {error}; give a --size"
+            "a graph of this detector takes images of one size only; give it, e.g. --size 640 640"
         ) from None
     differing = [*agreement.lacking, *agreement.tied]
     number = len(differing)
@@ -169,7 +169,7 @@ def _compared(detector: Face, exported: Exported, images: Sequence[np.ndarray], 
             f"the graph does not find what torch finds on {what}: {number} of {agreement.pairs + number} detections "
             f"differ ({shown}), so nothing is written"
         )
-    if agreement.pairs and agreement.rounding > MOST_ROUNDING * agreement.pairs:
+    if agreement.rounding > MOST_ROUNDING * agreement.pairs:
         raise UserError(
             f"on {what} the detector gives {agreement.rounding} of {agreement.pairs + agreement.rounding} objects "
             "scores that rounding decides between, so the graph cannot be compared by them; train the detector first, "
@@ -199,5 +199,8 @@ def _resembling(detector: Face, exported: Exported, images: Sequence[np.ndarray]
             "give --images with a folder of pictures in which it does"
         )
     if resemblance.share < demand.share:
-        raise UserError(f"{precision} changes too much on {what}: {resemblance.line()}, so nothing is written")
+        option = {"fp16": "--half", "int8": "--int8"}[precision]
+        raise UserError(
+            f"{precision} changes too much on {what}, so nothing is written: {resemblance.line()}; leave {option} out"
+        )
     return f"{precision}: {resemblance.line()}"
