@@ -41,7 +41,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return cv2.resize(drawn(seed), (width, height), interpolation=cv2.INTER_AREA)
 
 
-def settled(detector: Face, size: tuple[int, int] = (128, 160)) -> Face:
+def settled(detector: Face, size: tuple[int, int] = (128, 160), *, mirrored: bool = False) -> Face:
     """The same detector in eval mode, its batch norms with the statistics of a picture."""
     norms = [module for module in detector.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     batch = as_batch(picture(*(detector.native_size or size))).fitted(detector.multiple, detector.native_size)
@@ -49,8 +49,9 @@ def settled(detector: Face, size: tuple[int, int] = (128, 160)) -> Face:
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train().momentum = 1.0
-    with torch.no_grad():
-        detector.see(batch.images(detector.pixels), batch.sizes)
+    images = batch.images(detector.pixels)
+    with torch.no_grad():  # with a mirrored copy: a norm cannot train on the one cell of a single image
+        detector.see(torch.cat([images, images.flip(-1)] if mirrored else [images]), batch.sizes * (1 + mirrored))
     for norm, momentum in zip(norms, before):
         norm.momentum = momentum
     return detector.eval()
