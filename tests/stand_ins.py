@@ -58,7 +58,7 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_read(words: list[str]) -> None:
-    """Writes what a command needs to read its arguments: the file that `--config` names, and a checkpoint."""
+    """Writes what a command needs to read its arguments: the file that `--config` names, a checkpoint, a graph."""
     if "teacher.pth" in words:
         tiny.write_detector(Path("teacher.pth"), seed=7)
     for option, value in pairwise(words):
@@ -66,6 +66,8 @@ def write_read(words: list[str]) -> None:
             file = Path(value) if Path(value).suffix else Path(value, "config.json")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(RECIPES["pair"].build().to_dict()))
+    if words[0] == "test" and words[1].endswith(".onnx"):
+        tiny.write_graph(Path(words[1]))
 
 
 def furnish(commands: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +75,8 @@ def furnish(commands: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cells", "coco"):
         tiny.write_data(Path("data", name))
     tiny.write_detector(Path("teacher.pth"), seed=7)
+    if "export" in commands:  # what finds nothing cannot be compared
+        tiny.liven(Path("teacher.pth"))
     for file in ("retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth", "IN"):
         Path(file).write_bytes(Path("teacher.pth").read_bytes())
     Path("photos").mkdir()
@@ -94,7 +98,7 @@ def _furnish_runs(commands: str) -> None:
 
     Those of other seeds are the same students, a little changed.
     """
-    taken_up = "\n".join(line for line in commands.splitlines() if re.search(r"compare|--config", line))
+    taken_up = "\n".join(line for line in commands.splitlines() if re.search(r"compare|export|--config", line))
     made = re.findall(r"--run-dir runs/([\w-]+)", commands)  # by the commands themselves
     for name in dict.fromkeys(re.findall(r"\bruns/([\w-]+)", taken_up)):
         if name in made:
@@ -107,6 +111,8 @@ def _furnish_runs(commands: str) -> None:
             if config.teacher is not None:
                 config.teacher.weights = "teacher.pth"
             assert train(config, trained, resume=False, world=tiny.ALONE) == 0
+            if "export" in commands:
+                tiny.liven(trained / "student_best.pth")
         shutil.copytree(trained, Path("runs", name), dirs_exist_ok=True)
         written = Path("runs", name, "config.json")
         settings = json.loads(written.read_text())

@@ -234,4 +234,4 @@ def test_commands_run_in_their_order(page, here, monkeypatch, capsys):
 def written(typed: list[str]) -> list[str]:
     """What a command says that it writes."""
     outs = [typed[i + 1] for i, word in enumerate(typed) if word in ("--out", "--run-dir")]
-    return outs + ([typed[2]] if typed[0] == "transfer" else [])
+    return outs + ([typed[2]] if typed[0] in ("transfer", "export") else [])

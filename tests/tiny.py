@@ -135,6 +135,42 @@ def write_detector(path: Path, *, seed: int, classes: tuple[str, ...] = CLASSES,
     save_checkpoint(path, detector.state_dict(), classes=classes, config=config.to_dict())
 
 
+def liven(path: Path) -> None:
+    """Gives the detector of a file scores of all heights, so that it finds much."""
+    content = torch.load(path, weights_only=True)
+    head = content["state_dict"]
+    torch.nn.init.normal_(head["bbox_head.retina_cls.bias"], -1.5, 1.0, generator=torch.Generator().manual_seed(0))
+    head["bbox_head.retina_cls.weight"].mul_(10)
+    torch.save(content, path)
+
+
+def write_graph(path: Path) -> None:
+    """What `mgdet export` would leave of a detector that never finds anything."""
+    from onnx import TensorProto, helper
+
+    from mgdet.detectors.exported import Preprocessing
+    from mgdet.export.metadata import Notes
+
+    outputs = {
+        "boxes": (TensorProto.FLOAT, [0, 4]),
+        "scores": (TensorProto.FLOAT, [0]),
+        "labels": (TensorProto.INT64, [0]),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Constant", [], [name], value=helper.make_tensor(name, kind, shape, []))
+            for name, (kind, shape) in outputs.items()
+        ],
+        "nothing",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, [1, "height", "width", 3])],
+        [helper.make_tensor_value_info(name, *kind_and_shape) for name, kind_and_shape in outputs.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    zero = (0.0, 0.0, 0.0)
+    how = Preprocessing("scale", 0, 0, 96, 64, 0, (0, 0, 0), zero, (1.0, 1.0, 1.0))
+    path.write_bytes(Notes(CLASSES, how, "nothing", "").file_of(model, "fp32"))
+
+
 def records(folder: Path) -> list[dict]:
     """`metrics.jsonl` without what clocks and memory say."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from mgdet.api import Trained, check, compare, distill, train
     from mgdet.detectors.base import Detector
     from mgdet.detectors.build import build_detector
-    from mgdet.evaluate.model import Model, Prediction, load
     from mgdet.interop.weights import load_checkpoint
+    from mgdet.loaded import Model, Prediction, load
     from mgdet.methods.mgd import MGD
     from mgdet.methods.student import DistilledStudent
     from mgdet.methods.teacher import Teacher
@@ -49,9 +49,9 @@ _ROOMS = {
     "Detections": "mgdet.structures",
     "Detector": "mgdet.detectors.base",
     "DistilledStudent": "mgdet.methods.student",
-    "Model": "mgdet.evaluate.model",
+    "Model": "mgdet.loaded",
     "Plan": "mgdet.planning.plan",
-    "Prediction": "mgdet.evaluate.model",
+    "Prediction": "mgdet.loaded",
     "Pyramid": "mgdet.structures",
     "Target": "mgdet.structures",
     "Teacher": "mgdet.methods.teacher",
@@ -60,7 +60,7 @@ _ROOMS = {
     "check": "mgdet.api",
     "compare": "mgdet.api",
     "distill": "mgdet.api",
-    "load": "mgdet.evaluate.model",
+    "load": "mgdet.loaded",
     "load_checkpoint": "mgdet.interop.weights",
     "plan": "mgdet.planning.plan",
     "train": "mgdet.api",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mgdet.config import DataConfig
+from mgdet.data.transforms import View
 from mgdet.detectors.face import Face
 from mgdet.evaluate.stream import find_in
 from mgdet.structures import Detections
@@ -29,7 +29,7 @@ class Finds(Face):
         return [Detections(torch.zeros(2, 4), own, torch.zeros(2, dtype=torch.int64)) for own in scores]
 
 
-DATA = DataConfig(long_edge=10_000, short_edge=(32, 32))
+VIEW = View(0, 10_000, 32, False)
 
 
 def test_few_pictures_wait():
@@ -41,7 +41,7 @@ def test_few_pictures_wait():
             left.append(index)
             yield np.zeros((32, 32 + 32 * index, 3), np.uint8), str(index)
 
-    for index, image, _ in find_in(Finds(), read(), DATA, score=0.0, batch=4):
+    for index, image, _ in find_in(Finds(), read(), VIEW, score=0.0, batch=4):
         assert image.shape[1] == 32 + 32 * index
         seen.append(index)
         most = max(most, len(left) - len(seen) + 1)
@@ -50,5 +50,5 @@ def test_few_pictures_wait():
 
 
 def test_objects_under_the_score_are_left_out():
-    (shown,) = find_in(Finds(), [(np.zeros((32, 32, 3), np.uint8), "one")], DATA, score=0.5, batch=1)
+    (shown,) = find_in(Finds(), [(np.zeros((32, 32, 3), np.uint8), "one")], VIEW, score=0.5, batch=1)
     assert shown.found.scores.tolist() == [torch.tensor(0.9).item()] and len(shown.found.boxes) == 1

@@ -24,6 +24,7 @@ usage: mgdet COMMAND ...
   compare RUN|CHECKPOINT|RESULTS.json ...   what is better, by how much, and how sure that is: a page and JSON
   transfer IN OUT                           checkpoints to and from MMDetection, or to safetensors
   predict CHECKPOINT IMAGE_OR_FOLDER ...    annotated pictures and one JSON
+  export CHECKPOINT OUT.onnx                one ONNX graph, from the image to boxes, compared with torch
   data DIR                                  what a data set holds, and whether it can be trained on
   demo                                      all of it on a data set that it makes, in minutes, on any machine
 
@@ -42,6 +43,7 @@ ADVICE = {
     "test": "lower --data.short-edge and --data.long-edge, or --data.workers",
     "compare": "lower --data.workers",
     "predict": "lower --batch",
+    "export": "give a smaller --size, or a folder of smaller pictures with --images",
 }
 """What to do when memory is short."""
 
@@ -118,5 +120,17 @@ def _run(command: str, arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     name: partial(_run, name)
-    for name in ("distill", "recipes", "check", "train", "test", "compare", "transfer", "predict", "data", "demo")
+    for name in (
+        "distill",
+        "recipes",
+        "check",
+        "train",
+        "test",
+        "compare",
+        "transfer",
+        "predict",
+        "export",
+        "data",
+        "demo",
+    )
 }

@@ -17,7 +17,7 @@ class PredictArguments:
     """Find objects in pictures."""
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint file, its URL, or a run's folder."""
+    """A checkpoint file, its URL, a run's folder, or an exported .onnx file."""
     images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE_OR_FOLDER...")]
     """Image files, or folders, which are searched recursively."""
     recipe: str = ""

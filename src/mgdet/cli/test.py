@@ -24,7 +24,8 @@ class TestArguments:
     """
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT|RESULTS.json")]
-    """A checkpoint file, its URL, a run's folder, or a .json file of any tool's detections in COCO's results format."""
+    """A checkpoint file, its URL, a run's folder, an exported .onnx file, or a .json file of any tool's detections in
+    COCO's results format."""
     student: ModelConfig
     """The recipe's detector."""
     data: DataConfig
@@ -46,11 +47,18 @@ class TestArguments:
 
 def run(arguments: list[str]) -> int:
     """`mgdet test [RECIPE] CHECKPOINT ...`"""
+    from mgdet.detectors.exported import is_exported, load_exported
     from mgdet.evaluate.results import is_results_file
 
     lines: tuple[str, ...] = ()
     if arguments and is_results_file(arguments[0]):
         start = Start(load_recipe(NO_RECIPE), "RESULTS.json", arguments)
+        config = start.config
+    elif arguments and is_exported(arguments[0]):
+        from mgdet.models.opened import data_of
+
+        data = data_of(load_exported(arguments[0]))
+        start = Start(replace(load_recipe(NO_RECIPE), data=data), "OUT.onnx", arguments)
         config = start.config
     elif arguments and _is_checkpoint(arguments[0]):
         from mgdet.models.recognise import recognise

@@ -110,9 +110,11 @@ def steps_in_epoch(portrait: Sequence[bool], images_per_step: int) -> int:
     return sum(-(-number // images_per_step) for number in (upright, len(portrait) - upright))
 
 
-def test_views(num_images: int, long_edge: int, short_edge: int, square: int = 0) -> list[View]:
-    """A view of each of `num_images` images, in order."""
-    return [View(index, long_edge, short_edge, False, square) for index in range(num_images)]
+def test_views(
+    num_images: int, long_edge: int, short_edge: int, square: int = 0, canvas: tuple[int, int] | None = None
+) -> list[View]:
+    """A view of each of `num_images` images, in order; the rest as in `View`."""
+    return [View(index, long_edge, short_edge, False, square, canvas=canvas) for index in range(num_images)]
 
 
 def by_size(

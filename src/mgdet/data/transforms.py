@@ -36,6 +36,7 @@ class View:
     flip: mirror it from left to right.
     square: squash the image to a square of this edge instead, in pixels; 0: keep its ratio.
     seed: of what is drawn for this image alone, see `mgdet.data.augment`; None: nothing is.
+    canvas: as large as fits into this (h, w) instead, with its ratio kept; None: see the edges.
     """
 
     index: int
@@ -44,10 +45,15 @@ class View:
     flip: bool
     square: int = 0
     seed: int | None = None
+    canvas: tuple[int, int] | None = None
 
     def size_of(self, original: tuple[int, int]) -> tuple[int, int]:
         """The (h, w) of an image as it is seen, from that of its file."""
-        return (self.square,) * 2 if self.square else resized_size(original, self.long_edge, self.short_edge)
+        if self.square:
+            return self.square, self.square
+        if self.canvas is not None:
+            return fitted_size(original, self.canvas)
+        return resized_size(original, self.long_edge, self.short_edge)
 
 
 class Picture(NamedTuple):
@@ -146,6 +152,13 @@ def resized_size(size: tuple[int, int], long_edge: int, short_edge: int) -> tupl
     height, width = size
     factor = min(long_edge / max(size), short_edge / min(size))
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+def fitted_size(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
+    """The largest (h, w) with the ratio of `size`, an (h, w), that lies within `canvas`, an (h, w)."""
+    factor = min(whole / edge for whole, edge in zip(canvas, size))
+    height, width = (min(whole, max(1, int(edge * factor + 0.5))) for whole, edge in zip(canvas, size))
+    return height, width
 
 
 def padded_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from mgdet.layers.fpn import FPN
 from mgdet.layers.losses import sigmoid_focal_sum
 from mgdet.layers.matching import match_by_iou
 from mgdet.layers.padding import IGNORED, NEGATIVE, PaddedTargets, image_limits
-from mgdet.layers.postprocess import dense_detections
+from mgdet.layers.postprocess import BoxOf, dense_detections
 from mgdet.structures import Detections, Target
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -143,13 +143,9 @@ class RepPoints(Detector):
         scales: list[tuple[float, float]] | None = None,
     ) -> list[Detections]:
         """See `Detector.detect`."""
-        logits, _, refined = self._outputs(maps)
-
-        def box(level: int, image: int, cells: Tensor, limits: Tensor) -> Tensor:
-            return clip(refined[level][image][cells], limits)
-
+        scores, box = self.scored(maps)
         return dense_detections(
-            [level.sigmoid() for level in logits],
+            scores,
             box,
             image_limits(sizes, maps[0].device),
             scales,
@@ -158,6 +154,15 @@ class RepPoints(Detector):
             candidates=self.candidates_per_level,
             limit=self.max_detections,
         )
+
+    def scored(self, maps: list[Tensor]) -> tuple[list[Tensor], BoxOf]:
+        """Scores (B, H_l * W_l, num_classes) of each level, and what makes the boxes of its cells."""
+        logits, _, refined = self._outputs(maps)
+
+        def box(level: int, image: int, cells: Tensor, limits: Tensor) -> Tensor:
+            return clip(refined[level][image][cells], limits)
+
+        return [level.sigmoid() for level in logits], box
 
     def _outputs(self, maps: list[Tensor], outputs: Any = None) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """By level: logits (B, H_l * W_l, num_classes), first and refined boxes (B, H_l * W_l, 4) in pixels."""

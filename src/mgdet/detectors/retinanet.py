@@ -15,7 +15,7 @@ from mgdet.layers.fpn import FPN
 from mgdet.layers.losses import sigmoid_focal_sum
 from mgdet.layers.matching import match_by_iou
 from mgdet.layers.padding import IGNORED, PaddedTargets, image_limits
-from mgdet.layers.postprocess import dense_detections
+from mgdet.layers.postprocess import BoxOf, dense_detections
 from mgdet.structures import Detections, Target
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -105,14 +105,9 @@ class RetinaNet(Detector):
         scales: list[tuple[float, float]] | None = None,
     ) -> list[Detections]:
         """See `Detector.detect`."""
-        logits, deltas = self._flat_outputs(maps)
-        anchors = self.anchors.boxes(level_sizes(maps))
-
-        def box(level: int, image: int, cells: Tensor, limits: Tensor) -> Tensor:
-            return decode(anchors[level][cells], deltas[level][image][cells], limits)
-
+        scores, box = self.scored(maps)
         return dense_detections(
-            [level.sigmoid() for level in logits],
+            scores,
             box,
             image_limits(sizes, maps[0].device),
             scales,
@@ -121,6 +116,16 @@ class RetinaNet(Detector):
             candidates=self.candidates_per_level,
             limit=self.max_detections,
         )
+
+    def scored(self, maps: list[Tensor]) -> tuple[list[Tensor], BoxOf]:
+        """Scores (B, H_l * W_l * A, num_classes) of each level, and what makes the boxes of its anchors."""
+        logits, deltas = self._flat_outputs(maps)
+        anchors = self.anchors.boxes(level_sizes(maps))
+
+        def box(level: int, image: int, cells: Tensor, limits: Tensor) -> Tensor:
+            return decode(anchors[level][cells], deltas[level][image][cells], limits)
+
+        return [level.sigmoid() for level in logits], box
 
     def _flat_outputs(self, maps: list[Tensor], outputs: Any = None) -> tuple[list[Tensor], list[Tensor]]:
         """The head's outputs in float32 by anchor: logits (B, H_l * W_l * A, num_classes), deltas (B, ..., 4)."""

@@ -211,11 +211,10 @@ class SOLO(Detector):
         scales: list[tuple[float, float]] | None = None,
     ) -> list[Detections]:
         """See `Detector.detect`. The score of a mask is that of its class times its mean probability inside."""
-        features, logits = self.head(maps)
-        scores = [self._peaks(level).permute(0, 2, 3, 1).flatten(1, 2) for level in logits]
+        features, scores = self.scored(maps)
         results = []
         for i, (height, width) in enumerate(sizes):
-            masks, values, labels = self._candidates(features, scores, i)
+            masks, values, labels = self.candidates(features, scores, i)
             values = matrix_nms(masks > self.mask_threshold, values, labels, sigma=self.nms_sigma)
             values, order = values.sort(descending=True)
             num = min(int((values >= self.filter_threshold).sum()), self.max_detections)
@@ -225,6 +224,11 @@ class SOLO(Detector):
             pasted = resize_masks(masks[order], (height, width), out, threshold=self.mask_threshold)
             results.append(Detections(mask_boxes(pasted), values, labels[order], pasted))
         return results
+
+    def scored(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Mask features of each level, and the scores (B, G * G, num_classes) of its cells."""
+        features, logits = self.head(maps)
+        return features, [self._peaks(level).permute(0, 2, 3, 1).flatten(1, 2) for level in logits]
 
     @staticmethod
     def _peaks(logits: Tensor) -> Tensor:
@@ -236,7 +240,7 @@ class SOLO(Detector):
         highest = F.max_pool2d(scores, kernel_size=2, stride=1, padding=1)[:, :, :-1, :-1]
         return scores * (highest == scores)
 
-    def _candidates(self, features: list[Tensor], scores: list[Tensor], i: int) -> tuple[Tensor, Tensor, Tensor]:
+    def candidates(self, features: list[Tensor], scores: list[Tensor], i: int) -> tuple[Tensor, Tensor, Tensor]:
         """The best (cell, class) pairs of image `i` before NMS, from scores (B, G * G, num_classes) of each level.
 
         Returns:
@@ -246,7 +250,7 @@ class SOLO(Detector):
         parts, num_masks = [], 0
         for level, level_scores in enumerate(scores):
             cell = (level_scores[i] > self.score_threshold).any(dim=1).nonzero()[:, 0]
-            every = torch.arange(len(cell), device=cell.device)
+            every = torch.arange(cell.shape[0], device=cell.device)
             masks = self.mask_head.masks(level, features[level][i : i + 1], cell[None], every).sigmoid()
             masks = F.interpolate(masks[:, None], size=finest, mode="bilinear")[:, 0]
             inside = masks > self.mask_threshold
@@ -256,7 +260,7 @@ class SOLO(Detector):
             usable = (own > self.score_threshold) & (area > STRIDES[level])[:, None]
             row, label = usable.nonzero(as_tuple=True)
             parts.append((masks, own[row, label] * certainty[row], label, row + num_masks))
-            num_masks += len(masks)
+            num_masks += masks.shape[0]
         all_masks, all_scores, labels, rows = (torch.cat(column) for column in zip(*parts))
         best, order = all_scores.sort(descending=True)
         best, order = best[: self.nms_candidates], order[: self.nms_candidates]

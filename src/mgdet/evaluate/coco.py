@@ -179,6 +179,7 @@ def run_detector(
     long_edge: int,
     short_edge: int,
     square: int = 0,
+    canvas: tuple[int, int] | None = None,
     device: torch.device,
     amp: str,
     workers: int,
@@ -200,6 +201,7 @@ def run_detector(
         long_edge: the longer edge of a resized image is at most this many pixels.
         short_edge: the shorter edge of a resized image in pixels.
         square: the edge in pixels to which images are squashed instead; 0: their ratio is kept.
+        canvas: images are as large as fits into this (h, w) instead; None: see the edges.
         device: where the detector is.
         amp: "off", "bf16" or "fp16" for backbone and neck; the heads run in float32.
         workers: processes that read images, for each process here.
@@ -215,7 +217,7 @@ def run_detector(
         None on other ranks.
     """
     images = dataset.images
-    views = test_views(len(images), long_edge, short_edge, square)
+    views = test_views(len(images), long_edge, short_edge, square, canvas)
 
     def padded(view: View) -> tuple[int, int]:
         return padded_size(view.size_of((images[view.index].height, images[view.index].width)))

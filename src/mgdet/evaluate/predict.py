@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 import cv2
 import torch
 
-from mgdet.config import Config, DataConfig
+from mgdet.config import Config
 from mgdet.data.pictures import depth_notes
-from mgdet.data.transforms import check_readable, read_image
+from mgdet.data.transforms import View, check_readable, read_image
 from mgdet.detectors.face import Face
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import IMAGES_AT_ONCE, coco_results
@@ -49,7 +49,7 @@ def predict(
     decoded once.
 
     Args:
-        source: a checkpoint file, its URL, or a run's folder.
+        source: a checkpoint file, its URL, a run's folder, or an exported graph.
         images: image files, or folders of them.
         recipe: the checkpoint's recipe; None to recognise it.
         out: a folder without a `detections.json`.
@@ -90,7 +90,7 @@ def predict(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     set_float32(device, exact=True)
     detector = inference_form(opened.detector.to(device))
-    report = _predict_all(detector, pictures, opened.data, classes, out=out, score=score, batch=batch)
+    report = _predict_all(detector, pictures, opened.view, classes, out=out, score=score, batch=batch)
     total = sum(len(entry["objects"]) for entry in report)
     objects, images_ = "object" if total == 1 else "objects", "image" if len(report) == 1 else "images"
     say(f"{total:,} {objects} in {len(report):,} {images_}; pictures and {JSON_FILE} are in {out}")
@@ -100,7 +100,7 @@ def predict(
 def _predict_all(
     detector: Face,
     pictures: Sequence[Picture],
-    data: DataConfig,
+    view: View,
     classes: Sequence[str],
     *,
     out: Path,
@@ -114,7 +114,7 @@ def _predict_all(
     was_there = out.exists()
     _make_folder(out)
     try:
-        for index, image, found in find_in(detector, read, data, score=score, batch=batch):
+        for index, image, found in find_in(detector, read, view, score=score, batch=batch):
             file, copy = pictures[index]
             _, encoded = cv2.imencode(".jpg", draw_detections(image, found, classes, score=score))
             _make_folder((out / copy).parent)

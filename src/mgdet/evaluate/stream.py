@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from mgdet.config import DataConfig
 from mgdet.data.batch import collate
 from mgdet.data.sampler import by_size
 from mgdet.data.transforms import Example, View, make_example
@@ -40,19 +40,18 @@ class _Waiting:
 
 
 def find_in(
-    detector: Face, pictures: Iterable[tuple[np.ndarray, str]], data: DataConfig, *, score: float, batch: int
+    detector: Face, pictures: Iterable[tuple[np.ndarray, str]], view: View, *, score: float, batch: int
 ) -> Iterator[Shown]:
     """Finds objects in pictures. They come back in the order in which their batches fill.
 
     Args:
         detector: on its device, in the form for inference.
         pictures: each (H, W, 3) uint8 BGR and its name for messages; taken one by one.
-        data: how images are resized.
+        view: how images are resized; its index is not used.
         score: objects under this score are left out, in [0, 1].
         batch: pictures per forward pass; at most three times as many wait in memory.
     """
-    device = next(detector.parameters()).device
-    view = View(0, data.long_edge, data.short_edge[1], False, data.square)
+    device = next((value.device for value in detector.parameters()), torch.device("cpu"))  # a graph has none
     waiting = (
         _Waiting(place, image, make_example(image, view, file=name)) for place, (image, name) in enumerate(pictures)
     )

@@ -65,7 +65,11 @@ class BoxHead(nn.Module):
         Returns:
             logits (K, num_classes + 1), background last, and deltas (K, num_classes or 1, 4).
         """
-        x = pool_rois(maps, rois, POOL_SIZE).flatten(1)
+        return self.predict(pool_rois(maps, rois, POOL_SIZE))
+
+    def predict(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` returns, from the regions' features (K, C, 7, 7)."""
+        x = pooled.flatten(1)
         for layer in self.shared_fcs:
             x = F.relu(layer(x))
         return self.fc_cls(x).float(), self.fc_reg(x).float().unflatten(1, (-1, 4))

@@ -45,7 +45,11 @@ class MaskHead(nn.Module):
 
     def forward(self, maps: list[Tensor], rois: Tensor) -> Tensor:
         """Logits (K, num_classes, 28, 28), float32, of regions (K, 5) on pyramid levels (B, C, H_l, W_l)."""
-        x = pool_rois(maps, rois, POOL_SIZE)
+        return self.predict(pool_rois(maps, rois, POOL_SIZE))
+
+    def predict(self, pooled: Tensor) -> Tensor:
+        """What `forward` returns, from the regions' features (K, C, 14, 14)."""
+        x = pooled
         for block in self.convs:
             x = block(x)
         logits: Tensor = self.conv_logits(F.relu(self.upsample(x), inplace=True))
@@ -163,15 +167,27 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], *, threshol
     high = (boxes[:, 2:].ceil() + 1).int().tolist()
     with torch.autocast(masks.device.type, enabled=False):
         for i, ((left, top), (right, bottom)) in enumerate(zip(low, high)):
-            across = _stretch(masks.shape[2], left, min(right, width), boxes[i, 0], boxes[i, 2])
-            down = _stretch(masks.shape[1], top, min(bottom, height), boxes[i, 1], boxes[i, 3])
+            columns = torch.arange(left, max(left, min(right, width)), device=masks.device)
+            rows = torch.arange(top, max(top, min(bottom, height)), device=masks.device)
+            across = _stretch(masks.shape[2], columns, boxes[i, 0], boxes[i, 2])
+            down = _stretch(masks.shape[1], rows, boxes[i, 1], boxes[i, 3])
             values = down @ masks[i].float() @ across.T
             pasted[i, top : top + len(down), left : left + len(across)] = values >= threshold
     return pasted
 
 
-def _stretch(cells: int, start: int, stop: int, low: Tensor, high: Tensor) -> Tensor:
-    """Bilinear weights (pixels, cells) of a row of cells from `low` to `high` at the pixels `start` to `stop`."""
-    centres = torch.arange(start, max(stop, start), device=low.device, dtype=torch.float32) + 0.5
-    position = (centres - low) / (high - low).clamp(min=1e-6) * cells - 0.5
-    return (1 - (position[:, None] - torch.arange(cells, device=low.device)).abs()).clamp(min=0)
+def paste_all(masks: Tensor, boxes: Tensor, size: tuple[int, int], *, threshold: float) -> Tensor:
+    """What `paste_masks` does, of all masks at once and without a look at a value: for a graph that is exported."""
+    axes = []
+    for cells, pixels, low, high in zip(masks.shape[1:], size, boxes[:, :2].flip(1).T, boxes[:, 2:].flip(1).T):
+        numbers = torch.arange(pixels, device=masks.device)
+        reached = (numbers >= low[:, None].floor() - 1) & (numbers < high[:, None].ceil() + 1)
+        axes.append(_stretch(cells, numbers, low, high) * reached[..., None])
+    down, across = axes
+    return down @ masks.float() @ across.mT >= threshold
+
+
+def _stretch(cells: int, pixels: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Bilinear weights (..., P, cells) of a row of cells from `low` (...,) to `high` (...,) at P pixels, by number."""
+    position = (pixels + 0.5 - low[..., None]) / (high - low)[..., None].clamp(min=1e-6) * cells - 0.5
+    return (1 - (position[..., None] - torch.arange(cells, device=low.device)).abs()).clamp(min=0)

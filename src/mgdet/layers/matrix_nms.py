@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -20,11 +21,11 @@ def matrix_nms(masks: Tensor, scores: Tensor, labels: Tensor, *, sigma: float) -
     Returns:
         (N,) float, the new scores in the given order.
     """
-    if scores.numel() == 0:
-        return scores
     flat = masks.flatten(1).to(scores.dtype)
     shared, areas = flat @ flat.T, flat.sum(dim=1)
     overlap = (shared / (areas + areas[:, None] - shared)).triu(diagonal=1) * (labels == labels[:, None])
-    suppressed = overlap.max(dim=0).values[:, None]
+    # A row that overlaps nothing changes no minimum, and lets there be no mask at all.
+    overlap = F.pad(overlap, (0, 0, 1, 0))
+    suppressed = F.pad(overlap.max(dim=0).values, (1, 0))[:, None]
     decay = torch.exp(-sigma * overlap**2) / torch.exp(-sigma * suppressed**2)
     return scores * decay.min(dim=0).values

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import nms
 
@@ -12,6 +13,9 @@ from mgdet.layers.host import to_device
 from mgdet.structures import Detections
 
 SPLIT_FROM = 10_000
+
+BoxOf = Callable[[int, int, Tensor, Tensor], Tensor]
+"""Boxes (K, 4) xyxy within the image, for a level, an image, its K cells and its row of `limits`, see below."""
 
 
 def class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float, limit: int) -> Tensor:
@@ -33,14 +37,34 @@ def class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float
     if boxes.shape[0] == 0:
         return labels.new_zeros(0)
     if boxes.shape[0] < SPLIT_FROM:
-        shifted = boxes + labels.to(boxes)[:, None] * (boxes.max() + 1)
-        return nms(shifted, scores, threshold)[:limit]
+        return nms(apart(boxes, labels, boxes.max()), scores, threshold)[:limit]
     kept = []
     for label in labels.unique():
         members = (labels == label).nonzero()[:, 0]
         kept.append(members[nms(boxes[members], scores[members], threshold)])
     keep = torch.cat(kept).sort().values
     return keep[scores[keep].sort(descending=True).indices][:limit]
+
+
+def apart(boxes: Tensor, labels: Tensor, largest: Tensor) -> Tensor:
+    """The boxes (N, 4) moved so far that those of other labels (N,) never overlap.
+
+    Args:
+        boxes: (N, 4) xyxy, no coordinate above `largest`, a scalar.
+    """
+    return boxes + labels.to(boxes)[:, None] * (largest + 1)
+
+
+def best(scores: Tensor, limit: int, *, nothing: float = -1.0) -> tuple[Tensor, Tensor]:
+    """The `limit` best of scores (B, N), all N where there are fewer, and their columns, both (B, K), best first.
+
+    A graph that is exported for images of any size does not know N: what it lacks it fills up with scores of `nothing`
+    in the last column.
+    """
+    if not torch.compiler.is_exporting() or isinstance(scores.shape[1], int):
+        return scores.topk(min(limit, scores.shape[1]), dim=1)
+    values, columns = F.pad(scores, (0, limit), value=nothing).topk(limit, dim=1)
+    return values, columns.clamp(max=scores.shape[1] - 1)
 
 
 def top_pairs(scores: Tensor, *, threshold: float, limit: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,7 +86,7 @@ def top_pairs(scores: Tensor, *, threshold: float, limit: int) -> tuple[Tensor, 
 
 def dense_detections(
     scores: Sequence[Tensor],
-    box: Callable[[int, int, Tensor, Tensor], Tensor],
+    box: BoxOf,
     limits: Tensor,
     scales: list[tuple[float, float]] | None,
     *,
@@ -75,7 +99,7 @@ def dense_detections(
 
     Args:
         scores: of each level (B, cells, num_classes) in [0, 1].
-        box: boxes (K, 4) xyxy within the image, for a level, an image, its K cells and its row of `limits`.
+        box: what makes the boxes of cells.
         limits: (B, 4), (w, h, w, h) of each image without its padding.
         scales: (x, y) factors that the boxes are divided by before they are compared.
         score_threshold: exclusive lower bound.

@@ -14,6 +14,7 @@ from mgdet.layers.conv import head_std, init_normal
 from mgdet.layers.host import to_host
 from mgdet.layers.matching import match_by_iou
 from mgdet.layers.padding import NEGATIVE, PaddedTargets
+from mgdet.layers.postprocess import best
 from mgdet.layers.sampling import choose_balanced
 from mgdet.layers.suppress import suppress
 
@@ -142,19 +143,34 @@ class RPNHead(nn.Module):
             candidates_per_level: how many boxes of a level enter the suppression at most.
             limit: how many boxes of an image are kept at most.
         """
-        anchors = self.anchors.boxes(level_sizes(logits))
-        columns = []
-        for level, own_anchors in enumerate(anchors):
-            scores = _by_anchor(logits[level], 1)[..., 0].sigmoid()
-            scores, rows = scores.topk(min(candidates_per_level, scores.shape[1]), dim=1)
-            own_deltas = _by_anchor(deltas[level], 4).gather(1, rows[..., None].expand(-1, -1, 4))
-            columns.append((scores, own_anchors[rows], own_deltas))
-        scores, starts, moves = (torch.cat(column, dim=1) for column in zip(*columns))
-        boxes = decode(starts, moves, limits[:, None])
-        kept = suppress(boxes, scores, [len(part[0][0]) for part in columns], threshold=self.nms_threshold)
+        boxes, scores, spans = self.candidates(logits, deltas, limits, per_level=candidates_per_level)
+        kept = suppress(boxes, scores, spans, threshold=self.nms_threshold)
         scores, order = torch.where(kept, scores, -1.0).sort(dim=1, descending=True, stable=True)
         scores, order = scores[:, :limit], order[:, :limit]
         return Proposals(boxes.gather(1, order[..., None].expand(-1, -1, 4)), scores, scores >= 0)
+
+    def candidates(
+        self, logits: list[Tensor], deltas: list[Tensor], limits: Tensor, *, per_level: int
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        """The best boxes of each level, before any is suppressed.
+
+        Args:
+            logits: L tensors (B, A, H_l, W_l) from `forward`.
+            deltas: L tensors (B, A * 4, H_l, W_l) from `forward`.
+            limits: (B, 4), (w, h, w, h) of each image without its padding.
+            per_level: how many boxes of a level at most.
+
+        Returns:
+            boxes (B, T, 4) xyxy and scores (B, T), level after level, best first within each, and how many of each.
+        """
+        anchors = self.anchors.boxes(level_sizes(logits))
+        columns = []
+        for level, own_anchors in enumerate(anchors):
+            scores, rows = best(_by_anchor(logits[level], 1)[..., 0].sigmoid(), per_level)
+            own_deltas = _by_anchor(deltas[level], 4).gather(1, rows[..., None].expand(-1, -1, 4))
+            columns.append((scores, own_anchors[rows], own_deltas))
+        scores, starts, moves = (torch.cat(column, dim=1) for column in zip(*columns))
+        return decode(starts, moves, limits[:, None]), scores, [part[0].shape[1] for part in columns]
 
 
 def _by_anchor(level: Tensor, width: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from mgdet.config import ROIS_PER_IMAGE, ModelConfig
@@ -132,7 +133,7 @@ def load_detector(config: ModelConfig, checkpoint: Checkpoint, classes: Sequence
     Raises:
         UserError: the file does not fit completely, was trained with other pixels, or knows other classes.
     """
-    check_classes(checkpoint, classes)
+    check_classes(checkpoint.path, checkpoint.classes, classes)
     check_agrees(config, checkpoint, role="student")
     detector: Face
     if config.source:
@@ -147,12 +148,16 @@ def load_detector(config: ModelConfig, checkpoint: Checkpoint, classes: Sequence
     return detector.eval(), load_checkpoint(detector, checkpoint).line()
 
 
-def check_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> None:
-    if checkpoint.classes is None or checkpoint.classes == tuple(classes):
+def check_classes(path: Path, theirs: Sequence[str] | None, classes: Sequence[str]) -> None:
+    """Refuses a file at `path` that knows other classes than the data; None: it does not say which.
+
+    Raises:
+        UserError: they differ in number, name or order.
+    """
+    if theirs is None or tuple(theirs) == tuple(classes):
         return
-    theirs = checkpoint.classes
     if len(theirs) != len(classes):
         count = "1 class" if len(theirs) == 1 else f"{len(theirs)} classes"
-        raise UserError(f"{checkpoint.path} knows {count}, the data has {len(classes)}")
+        raise UserError(f"{path} knows {count}, the data has {len(classes)}")
     i = next(i for i, (a, b) in enumerate(zip(theirs, classes)) if a != b)
-    raise UserError(f"{checkpoint.path} knows class {i} as '{theirs[i]}', in the data it is '{classes[i]}'")
+    raise UserError(f"{path} knows class {i} as '{theirs[i]}', in the data it is '{classes[i]}'")

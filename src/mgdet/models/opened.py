@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from mgdet.config import Config, DataConfig, ModelConfig
 from mgdet.data.coco_names import COCO_CLASSES
+from mgdet.data.transforms import View
+from mgdet.detectors.exported import Exported, is_exported, load_exported
 from mgdet.detectors.face import Face
 from mgdet.detectors.foreign import SOURCES
 from mgdet.errors import UserError
@@ -22,8 +24,10 @@ class Opened:
     source: where it came from.
     detector: the network.
     classes: names by label.
-    data: how its images are resized; the rest of the section means nothing.
+    data: how its images are resized; of a run's checkpoint also which images the run was evaluated on.
     lines: what was recognised and loaded, for people.
+    name: what it is, in a few words.
+    sha256: of its file; empty for a detector of another library.
     """
 
     source: str
@@ -31,13 +35,21 @@ class Opened:
     classes: tuple[str, ...]
     data: DataConfig
     lines: tuple[str, ...]
+    name: str
+    sha256: str = ""
+
+    @property
+    def view(self) -> View:
+        """How it looks at any picture."""
+        data, canvas = self.data, self.detector.canvas if isinstance(self.detector, Exported) else None
+        return View(0, data.long_edge, data.short_edge[1], False, data.square, canvas=canvas)
 
 
 def open_detector(source: str, *, recipe: Config | None = None, ema: bool = False) -> Opened:
     """Reads a detector from anywhere.
 
     Args:
-        source: a checkpoint file, its URL, a run's folder, or SOURCE:NAME of another library.
+        source: a checkpoint file, its URL, a run's folder, an exported graph, or SOURCE:NAME of another library.
         recipe: what the file holds; None to recognise it.
         ema: take the copy that the file keeps under the name of an exponential moving average.
 
@@ -46,17 +58,20 @@ def open_detector(source: str, *, recipe: Config | None = None, ema: bool = Fals
     """
     if ":" in source and source.partition(":")[0] in SOURCES:
         return _foreign(source)
+    if is_exported(source):
+        return _exported(source, recipe=recipe, ema=ema)
     checkpoint = read_checkpoint(source, ema=ema)
     if recipe is None:
         known = recognise_checkpoint(checkpoint)
-        model, data, classes = known.model, known.data(), known.classes
-        lines = known.lines if checkpoint.config is None else ()  # our own say nothing new
+        model, data, classes, lines = known.model, known.data(), known.classes, known.lines
+        if checkpoint.config is not None:  # our own say nothing new
+            data, lines = Config.from_dict(checkpoint.config).data, ()
     else:
         check_agrees(recipe.student, checkpoint, role="the recipe", advice="leave --recipe out")
         model, data, classes, lines = recipe.student, recipe.data, checkpoint.classes, ()
     classes = classes or _counted(model, checkpoint)
     detector, line = load_detector(model, checkpoint, classes)
-    return Opened(source, detector, classes, data, (*lines, line))
+    return Opened(source, detector, classes, data, (*lines, line), _name(model), checkpoint.sha256)
 
 
 def _foreign(source: str) -> Opened:
@@ -66,7 +81,34 @@ def _foreign(source: str) -> Opened:
         raise UserError(f"{source} names no classes, so it finds nothing that could be named; give a detector")
     lines = list(known.lines)
     detector = foreign_from(known.model, known.classes, lines.append, role="model")
-    return Opened(source, detector.eval(), known.classes, known.data(), tuple(lines))
+    return Opened(source, detector.eval(), known.classes, known.data(), tuple(lines), source)
+
+
+def _exported(source: str, *, recipe: Config | None, ema: bool) -> Opened:
+    """What `mgdet export` wrote, which says all of itself."""
+    if recipe is not None or ema:
+        option = "--recipe" if recipe is not None else "--ema"
+        raise UserError(f"{source} is an exported graph, for which {option} means nothing; leave it out")
+    graph = load_exported(source)
+    return Opened(
+        source,
+        graph,
+        graph.classes,
+        data_of(graph),
+        (graph.line(),),
+        graph.origin["detector"],
+        graph.origin["checkpoint_sha256"],
+    )
+
+
+def data_of(graph: Exported) -> DataConfig:
+    """How an exported graph wants images of any size resized; where it takes one size, `Exported.canvas` says it."""
+    how = graph.preprocessing
+    return DataConfig(long_edge=how.long_edge, short_edge=(how.short_edge, how.short_edge), square=how.square)
+
+
+def _name(model: ModelConfig) -> str:
+    return model.detector if model.source else f"{model.detector} with {model.backbone}"
 
 
 def _counted(model: ModelConfig, checkpoint: Checkpoint) -> tuple[str, ...]:

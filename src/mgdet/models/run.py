@@ -162,7 +162,7 @@ def _inherit(student: Face, teacher: Face, checkpoint: Checkpoint | None, classe
         raise UserError("only our own detectors inherit a neck and a head; turn that off with --no-inherit")
     if checkpoint is not None:
         try:
-            check_classes(checkpoint, classes)
+            check_classes(checkpoint.path, checkpoint.classes, classes)
         except UserError as error:
             raise UserError(
                 f"a student inherits only from a teacher of its classes: {error}; add --no-inherit"

@@ -16,13 +16,15 @@ from mgdet.config import Config
 from mgdet.data.dataset import DetectionDataset
 from mgdet.data.images import check_images
 from mgdet.data.open import open_splits
+from mgdet.detectors.exported import Exported, is_exported, load_exported
+from mgdet.detectors.face import Face
 from mgdet.distributed import World
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import METRICS, CocoScores, check_truth, evaluate, run_detector
 from mgdet.evaluate.results import is_results_file, read_results, results_notes
 from mgdet.files import atomic_write
 from mgdet.interop.weights import read_checkpoint
-from mgdet.models import has_masks, load_detector
+from mgdet.models import check_classes, has_masks, load_detector
 from mgdet.precision import set_float32
 from mgdet.report.numbers import percent
 
@@ -56,8 +58,8 @@ def test_checkpoint(
     """Measures a checkpoint, or somebody's detections, on the evaluation images of a recipe.
 
     Args:
-        config: the recipe; its student and its data count, for detections its data alone.
-        source: a checkpoint file, its URL, a run's folder, or a .json file in COCO's results format.
+        config: the recipe; its student and its data count, for detections and exported graphs its data alone.
+        source: a checkpoint file, its URL, a run's folder, an exported graph, or a .json file in COCO's results format.
         metrics: "bbox", "segm" or both.
         out: where the detections go in COCO's results format; None for nowhere.
         world: this process among the others.
@@ -72,7 +74,11 @@ def test_checkpoint(
         UserError: bad input; `out` exists already.
     """
     given = is_results_file(source)
-    _check(config, source, metrics, out, given=given)
+    graph = load_exported(source) if is_exported(source) else None
+    masks = given or (has_masks(config.student) if graph is None else graph.has_masks)
+    _check(config, source, metrics, out, given=given, masks=masks)
+    if graph is not None:
+        _check_graph(source, ema=ema, amp=amp)
     splits = open_splits(
         config.data,
         val_masks="segm" in metrics,
@@ -91,11 +97,14 @@ def test_checkpoint(
         lines = [f"{source}: {len(results):,} detections", splits.line, *results_notes(Path(source), results, records)]
     else:
         dataset = DetectionDataset(records, training=False)
-        line, found = _detect(config, source, dataset, world, ema=ema, amp=amp)
+        detector, line = _open(config, graph or source, dataset, world, ema=ema)
+        found = _detect(config, detector, dataset, world, amp=amp)
         if found is None:
             return None
         records, results = dataset.records, found
         lines = [line, splits.line, *dataset.notes]
+        if amp != "off":
+            lines.insert(1, f"measured with backbone and neck in {amp}; float32 may score a little differently")
     if not world.main:
         return None
     for note in lines:
@@ -111,15 +120,16 @@ def test_checkpoint(
     return scores
 
 
-def _check(config: Config, source: str, metrics: Sequence[str], out: Path | None, *, given: bool) -> None:
-    """Refuses options that cannot be fulfilled; `given`: the source holds detections."""
+def _check(config: Config, source: str, metrics: Sequence[str], out: Path | None, *, given: bool, masks: bool) -> None:
+    """Refuses options that cannot be fulfilled; `given`: the source holds detections; `masks`: it may hold masks."""
     if not metrics:
         raise UserError("--eval is empty; give bbox, segm or both")
     for metric in metrics:
         if metric not in METRICS:
             raise UserError(f"--eval has '{metric}'; the choices are {' and '.join(METRICS)}")
-        if metric == "segm" and not given and not has_masks(config.student):
-            raise UserError(f"--eval has segm, but a {config.student.detector} finds only boxes; choose bbox")
+        if metric == "segm" and not masks:
+            finder = source if is_exported(source) else f"a {config.student.detector}"
+            raise UserError(f"--eval has segm, but {finder} finds only boxes; choose bbox")
     if out is None:
         return
     if given:
@@ -132,21 +142,42 @@ def _check(config: Config, source: str, metrics: Sequence[str], out: Path | None
         raise UserError(f"the folder {out.parent} of {out.name} does not exist; make it first")
 
 
-def _detect(
-    config: Config, source: str, dataset: DetectionDataset, world: World, *, ema: bool, amp: str
-) -> tuple[str, list[dict[str, Any]] | None]:
-    """The line that accounts for the checkpoint, and what it finds: all of it on rank 0, None elsewhere."""
+def _check_graph(source: str, *, ema: bool, amp: str) -> None:
+    """Refuses options that mean nothing to an exported graph."""
+    if ema:
+        raise UserError(f"{source} is an exported graph, for which --ema means nothing; leave it out")
+    if amp != "off":
+        raise UserError(f"--train.amp is {amp}, but the precision of {source} is fixed; leave it out")
+
+
+def _open(
+    config: Config, source: str | Exported, dataset: DetectionDataset, world: World, *, ema: bool
+) -> tuple[Face, str]:
+    """The detector, and the line that accounts for it."""
+    if isinstance(source, Exported):
+        check_classes(source.path, source.classes, dataset.classes)
+        return source, source.line()
     checkpoint = world.in_turn(lambda: read_checkpoint(source, ema=ema))
+    return load_detector(config.student, checkpoint, dataset.classes)
+
+
+def _detect(
+    config: Config, detector: Face, dataset: DetectionDataset, world: World, *, amp: str
+) -> list[dict[str, Any]] | None:
+    """What a detector finds: all of it on rank 0, None elsewhere."""
     set_float32(world.device, exact=True)
-    detector, line = load_detector(config.student, checkpoint, dataset.classes)
+    square, canvas = config.data.square, None
+    if isinstance(detector, Exported) and detector.canvas is not None:
+        square, canvas = detector.preprocessing.square, detector.canvas
     with progress_bar(world.main) as progress:
         task = progress.add_task("testing", total=None)
-        results = run_detector(
+        return run_detector(
             detector.to(world.device),
             dataset,
             long_edge=config.data.long_edge,
             short_edge=config.data.short_edge[1],
-            square=config.data.square,
+            square=square,
+            canvas=canvas,
             device=world.device,
             amp=amp,
             workers=config.data.workers,
@@ -154,9 +185,6 @@ def _detect(
             world_size=world.size,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    if amp != "off":
-        line += f"\nmeasured with backbone and neck in {amp}; float32 may score a little differently"
-    return line, results
 
 
 def progress_bar(shown: bool) -> Progress:

@@ -137,7 +137,7 @@ class HuggingFace(Foreign):
         spans = list(sizes) if self.family.reads_padding else [canvas] * len(images)
         found = self.processor.post_process_object_detection(raw, threshold=0.0, target_sizes=spans)
         return [
-            self._as_detections(one, scales[place] if scales is not None else None) for place, one in enumerate(found)
+            self.as_detections(one, scales[place] if scales is not None else None) for place, one in enumerate(found)
         ]
 
     def description(self) -> dict[str, Any]:
@@ -226,7 +226,8 @@ class HuggingFace(Foreign):
         columns: Any = self._columns
         return {"class_labels": columns[target.labels], "boxes": boxes}
 
-    def _as_detections(self, found: dict[str, Tensor], scale: tuple[float, float] | None) -> Detections:
+    def as_detections(self, found: dict[str, Tensor], scale: tuple[float, float] | None) -> Detections:
+        """What the library found in one image, for classes of the data, best first; `scale` as in `find`."""
         known: Any = self._labels
         labels = known[found["labels"]]
         kept = (labels >= 0).nonzero().squeeze(1)

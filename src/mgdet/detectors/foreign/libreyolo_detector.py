@@ -72,6 +72,11 @@ class LibreYolo(Foreign):
         self._kept_for: tuple[torch.device, bool] | None = None
 
     @property
+    def library(self) -> Any:
+        """The library's own model; its parts are those of this one."""
+        return self._whole[0]
+
+    @property
     def size(self) -> str:
         """The library's letter for the size."""
         return self.name.rpartition("-")[2]
@@ -90,7 +95,7 @@ class LibreYolo(Foreign):
 
     def see(self, images: Tensor, sizes: list[tuple[int, int]], *, outputs: bool = False) -> Seen:
         """See `Face.see`; raw predictions of a foreign head are not shown."""
-        taps = self._levels_of(self.as_library(images))
+        taps = self.levels_of(self.as_library(images))
         return Seen(taps, taps)
 
     def learn(self, images: Tensor, targets: list[Target], *, outputs: bool = False) -> Learned:
@@ -202,7 +207,7 @@ class LibreYolo(Foreign):
         """The library's own detections of the image at `place` of the batch, in its pixels; `size` is its (h, w)."""
 
     @abstractmethod
-    def _levels_of(self, pixels: Tensor) -> list[Tensor]:
+    def levels_of(self, pixels: Tensor) -> list[Tensor]:
         """Runs the library's own pixels up to the taps."""
 
     @abstractmethod
@@ -293,7 +298,7 @@ class YoloX(LibreYolo):
         )
         return result
 
-    def _levels_of(self, pixels: Tensor) -> list[Tensor]:
+    def levels_of(self, pixels: Tensor) -> list[Tensor]:
         return list(self.backbone(pixels))
 
     def _predictors(self) -> list[nn.Module]:
@@ -357,7 +362,7 @@ class YoloV9(LibreYolo):
         )
         return result
 
-    def _levels_of(self, pixels: Tensor) -> list[Tensor]:
+    def levels_of(self, pixels: Tensor) -> list[Tensor]:
         return list(self.neck(*self.backbone(pixels)))
 
     def _predictors(self) -> list[nn.Module]:

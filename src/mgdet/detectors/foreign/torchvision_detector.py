@@ -76,6 +76,11 @@ class TorchvisionDetector(Foreign):
             if part in PREDICTORS:
                 module.register_forward_hook(_in_float32)
 
+    @property
+    def library(self) -> Any:
+        """The library's own model; its parts are those of this one."""
+        return self._whole[0]
+
     def assign(self, columns: Sequence[int], classes: Sequence[str] | None) -> None:
         """Says which output of the head stands for which class of the data; arguments as in the constructor."""
         self.columns, self.num_classes = tuple(columns), len(columns)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -83,7 +82,7 @@ class Model:
         set_float32(device, exact=True)
         self.detector: Face = inference_form(opened.detector.to(device))
         self.classes, self.source, self.lines = opened.classes, opened.source, opened.lines
-        self._data = opened.data
+        self._opened = opened
 
     def __repr__(self) -> str:
         return f"Model({self.source}: {type(self.detector).__name__}, {len(self.classes)} classes)"
@@ -115,19 +114,41 @@ class Model:
                 check_readable(picture)  # what is found now is found before the work begins
         read = (_read(picture, index) for index, picture in enumerate(pictures))
         found: list[Prediction | None] = [None] * len(pictures)
-        for index, image, own in find_in(self.detector, read, self._data, score=score, batch=batch):
+        for index, image, own in find_in(self.detector, read, self._opened.view, score=score, batch=batch):
             found[index] = self._prediction(pictures[index], image, own)
         return [one for one in found if one is not None]
 
-    def export(self, out: str | Path, **options: Any) -> Any:
-        """Writes the detector as ONNX; see `mgdet.export.export.export` for the options.
+    def export(
+        self,
+        out: str | Path,
+        *,
+        size: tuple[int, int] | None = None,
+        dynamic: bool = False,
+        half: bool = False,
+        int8: str | Path | None = None,
+        images: str | Path | None = None,
+        say: Callable[[str], None] = print,
+    ) -> Path:
+        """Writes the detector as one ONNX graph, which is compared with torch first: `mgdet export` in Python.
+
+        Args:
+            out: a file that does not exist yet, ending in .onnx.
+            size: (h, w) of all images, in pixels.
+            dynamic: images of any size.
+            half: the network in half precision.
+            int8: a folder of pictures to calibrate with: the convolutions in eight bits.
+            images: a folder of pictures to compare on; None: the run's validation images, or drawn ones.
+            say: is told how the graph compares, how fast it is and what was written.
+
+        Returns:
+            `out`.
 
         Raises:
-            UserError: it cannot be exported, or `out` cannot be written.
+            UserError: bad input, it cannot be exported, or the two do not agree. Then no file is written.
         """
-        from mgdet.export.export import export
+        from mgdet.export.run import export
 
-        return export(self.source, Path(out), **options)
+        return export(self._opened, out, size=size, dynamic=dynamic, half=half, int8=int8, images=images, say=say)
 
     def _prediction(self, picture: Path | np.ndarray, image: np.ndarray, found: Detections) -> Prediction:
         file = picture if isinstance(picture, Path) else None
@@ -148,8 +169,8 @@ def load(checkpoint: str | Path, *, ema: bool = False, device: str | torch.devic
     """A detector that is ready to find objects.
 
     Args:
-        checkpoint: a checkpoint file of this package or of MMDetection, its URL, a run's folder, or SOURCE:NAME of
-            another library, e.g. `torchvision:fasterrcnn_resnet50_fpn_v2`.
+        checkpoint: a checkpoint file of this package or of MMDetection, its URL, a run's folder, an exported .onnx
+            file, or SOURCE:NAME of another library, e.g. `torchvision:fasterrcnn_resnet50_fpn_v2`.
         ema: take the copy that the file keeps under the name of an exponential moving average.
         device: where it runs; None: a GPU if there is one.
 

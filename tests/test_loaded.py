@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from mgdet.errors import UserError
-from mgdet.evaluate.model import load
 from mgdet.evaluate.predict import predict
+from mgdet.loaded import load
 from tiny import CLASSES, write_detector
 
 
