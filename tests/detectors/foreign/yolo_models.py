@@ -31,7 +31,8 @@ def lively(model: nn.Module) -> Any:
     for name, value in model.named_parameters():
         if "_preds." in name or name.split(".")[1:2] in (["cv2"], ["cv3"]):
             scale = 0.5 if name.endswith("bias") else 3 * float(value.detach().std())
-            nn.init.normal_(value, std=scale)
+            if scale:  # a norm's weights are all 1, and stay so
+                nn.init.normal_(value, std=scale)
     return model
 
 
