@@ -212,7 +212,9 @@ class Harm:
 def test_what_is_wrong_is_one_sentence(hub, tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match=r"no model 'yolox-nano' that mgdet knows; did you mean 'yolox-n'"):
         build("yolox-nano", classes=CLASSES, weights="random", say=silent)
-    with pytest.raises(UserError, match=r"weights of libreyolo:yolox-n are 'pretraind', which is not a file.*'pretrained'"):
+    with pytest.raises(
+        UserError, match=r"weights of libreyolo:yolox-n are 'pretraind', which is not a file.*'pretrained'"
+    ):
         build(NANO, classes=CLASSES, weights="pretraind", say=silent)
     lay(tmp_path / "tiny.pt", TINY, CLASSES)
     with pytest.raises(UserError, match=r"tiny\.pt holds a yolov9-t, not a libreyolo:yolox-n"):
