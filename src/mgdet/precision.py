@@ -12,6 +12,11 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=AMP_TYPES[amp], enabled=amp != "off")
 
 
+def cpu_has_bfloat16() -> bool:
+    """Has this CPU instructions for bfloat16? Without them it is slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def set_float32(device: torch.device, *, exact: bool) -> str:
     """Decides for this process what a product of float32 is on a GPU; on a CPU it always is float32.
 

@@ -313,7 +313,7 @@ def test_bfloat16_is_proposed_where_it_is_faster(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(checking, "try_step", timed)
     for able, expected in ((True, [False, True]), (False, [False])):
-        monkeypatch.setattr(checking, "_has_bfloat16", lambda able=able: able)
+        monkeypatch.setattr(checking, "cpu_has_bfloat16", lambda able=able: able)
         steps.clear()
         report = examined(config, tmp_path / "run")
         assert steps == expected

@@ -15,7 +15,7 @@ class DemoArguments:
     pair: str = "retinanet"
     """Which pair, in small: retinanet, faster_rcnn, mask_rcnn, reppoints or solo."""
     quick: bool = False
-    """A shorter version, about two minutes on two CPU cores."""
+    """A shorter version, two to three minutes on two CPU cores."""
     out: str = ""
     """Folder for the data set, the runs, the table and the pictures; empty: demo, or demo-quick."""
     seed: int = 0

@@ -26,6 +26,7 @@ from mgdet.evaluate.draw import comparison, curves, draw_detections, draw_target
 from mgdet.files import atomic_write
 from mgdet.interop.weights import read_checkpoint
 from mgdet.models import load_detector
+from mgdet.precision import cpu_has_bfloat16
 from mgdet.recipes.demo import IMAGE_SIZE, PAIRS, demo_distilled, demo_inherits, demo_student, demo_teacher
 from mgdet.report.measure import test_checkpoint
 from mgdet.report.numbers import percent
@@ -126,6 +127,7 @@ def configs(out: Path, *, pair: str, quick: bool, seed: int) -> dict[str, Config
     for config in runs.values():
         config.data.root = str(out / "shapes")
         config.train.seed = seed
+        config.train.amp = "bf16" if cpu_has_bfloat16() else "off"
         if config.teacher is not None:
             config.teacher.weights = str(out / "teacher" / LAST_FILE)
     return runs

@@ -38,6 +38,7 @@ from mgdet.planning.judge_step import (
 from mgdet.planning.judge_teacher import judge_teacher
 from mgdet.planning.report import Report
 from mgdet.planning.trial import Trial, first_batch, is_long, try_step
+from mgdet.precision import cpu_has_bfloat16
 from mgdet.recipes import published_ap
 
 SECONDS = 120.0
@@ -273,15 +274,10 @@ def _judge_precision(prepared: Prepared, batch: Batch, trial: Trial, report: Rep
             )
         return
     late = time.perf_counter() + trial.seconds > end
-    if config.train.amp != "off" or late or not is_long(prepared, trial.seconds) or not _has_bfloat16():
+    if config.train.amp != "off" or late or not is_long(prepared, trial.seconds) or not cpu_has_bfloat16():
         return
     other = try_step(prepared, batch, trial.reading, bf16=True, seconds=trial.seconds)
     share = other.seconds / trial.seconds
     report.values["bf16_share_of_time"] = share
     if share <= WORTH_SAYING:
         report.add("ok", "precision", f"with --train.amp bf16 a step takes {share:.0%} of the time on this CPU")
-
-
-def _has_bfloat16() -> bool:
-    """Has this CPU instructions for bfloat16?"""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
