@@ -99,13 +99,14 @@ def test_what_no_level_reads_does_not_train(tiny):
         assert (parameter.grad is not None) == parameter.requires_grad, name
 
 
-def test_how_many_regions_train_is_for_a_second_stage_alone(tiny):
+@pytest.mark.parametrize("name", ["rois_per_image", "proposals_per_level"])
+def test_how_many_regions_train_is_for_a_second_stage_alone(name, tiny):
     config = tiny.config(distil=False)
-    config.student.rois_per_image = 64
-    with pytest.raises(UserError, match="rois_per_image does not apply to retinanet, which has no second stage"):
+    setattr(config.student, name, 64)
+    with pytest.raises(UserError, match=f"{name} does not apply to retinanet, which has no second stage"):
         start(config)
     config.student.detector = "faster_rcnn"
-    assert start(config).student.student.rois_per_image == 64
+    assert getattr(start(config).student.student, name) == 64
 
 
 @pytest.mark.parametrize("weights", ["random", "timm:test_resnet", "no such file.pth"])

@@ -17,7 +17,7 @@ def test_everything_outside_the_backbone_is_copied():
     student, teacher = build("resnet10t"), build("resnet18")
     backbone = {key: value.clone() for key, value in student.state_dict().items() if key.startswith("backbone.")}
     inherited = inherit(student, teacher)
-    assert len(inherited.copied) == 36 and inherited.kept == []
+    assert len(inherited.copied) == 36 and inherited.kept == inherited.own == []
     theirs, ours = teacher.state_dict(), student.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in inherited.copied)
     assert all(torch.equal(ours[key], value) for key, value in backbone.items())
@@ -33,10 +33,30 @@ def test_a_backbone_of_other_widths_keeps_what_reads_it():
     assert len(inherited.copied) == 32
 
 
-@pytest.mark.parametrize("other", [{"channels": 64}, {"detector": "reppoints"}])
-def test_another_neck_or_head_is_refused_and_nothing_is_copied(other):
+@pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn"])
+def test_a_cascade_gives_its_neck_and_first_stage(name):
+    student, teacher = build("test_resnet", name), build("resnet18", "cascade_mask_rcnn")
+    before = {key: value.clone() for key, value in student.roi_head.state_dict().items()}
+    inherited = inherit(student, teacher)
+    assert inherited.own == ["roi_head"]
+    assert inherited.kept == [f"neck.lateral_convs.{level}.conv.weight" for level in range(4)]
+    theirs, ours = teacher.state_dict(), student.state_dict()
+    assert {key.partition(".")[0] for key in inherited.copied} == {"neck", "rpn_head"}
+    assert all(torch.equal(ours[key], theirs[key]) for key in inherited.copied)
+    assert all(torch.equal(value, before[key]) for key, value in student.roi_head.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "other, reason",
+    [
+        ({"channels": 64}, "entries differ"),
+        ({"detector": "reppoints"}, "a RetinaNet and a RepPoints share too little of them"),
+        ({"detector": "faster_rcnn"}, "share too little of them"),
+    ],
+)
+def test_another_neck_or_head_is_refused_and_nothing_is_copied(other, reason):
     student, teacher = build("resnet10t"), build("resnet10t", **other)
     before = {key: value.clone() for key, value in student.state_dict().items()}
-    with pytest.raises(ValueError, match="entries differ"):
+    with pytest.raises(ValueError, match=reason):
         inherit(student, teacher)
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())

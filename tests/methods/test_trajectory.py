@@ -75,7 +75,7 @@ def test_three_steps(name, monkeypatch, double_precision):
     pair = PAIRS[name]
     model, teacher = build(pair)
     if stored["init_student"]:
-        copied, _ = inherit(model.student, teacher.detector)
+        copied, *_ = inherit(model.student, teacher.detector)
         assert len(copied) == stored["student_nonbackbone_equal_teacher"][0]
     model.train()
     teacher.train()

@@ -13,13 +13,14 @@ from typing import Any
 from mgdet.config.augment import AugmentConfig
 from mgdet.config.data import DataConfig
 from mgdet.config.methods import FGDConfig, MGDConfig, PairingConfig, PKDConfig
-from mgdet.config.models import ROIS_PER_IMAGE, ModelConfig
+from mgdet.config.models import PROPOSALS_PER_LEVEL, ROIS_PER_IMAGE, ModelConfig
 from mgdet.config.training import Metric, OptimizerConfig, ScheduleConfig, TrainConfig
 from mgdet.errors import UserError
 from mgdet.sections import Section, plain, read, require
 
 __all__ = [
     "METHODS",
+    "PROPOSALS_PER_LEVEL",
     "ROIS_PER_IMAGE",
     "AugmentConfig",
     "Config",

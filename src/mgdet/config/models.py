@@ -8,6 +8,7 @@ from typing import Literal
 from mgdet.sections import Section, require
 
 ROIS_PER_IMAGE = 512
+PROPOSALS_PER_LEVEL = 2000
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,6 +38,9 @@ class ModelConfig(Section):
     """Keep the backbone's batch norm statistics fixed in training. Turn off only to train from random weights."""
     rois_per_image: int = ROIS_PER_IMAGE
     """Regions of an image that the second stage trains on; only Faster, Mask and Cascade Mask R-CNN have one."""
+    proposals_per_level: int = PROPOSALS_PER_LEVEL
+    """Boxes of a pyramid level that compete to become such regions in training. Small images need fewer, which saves
+    time on a CPU."""
     weights: str = "random"
     """Where training starts: random, timm:NAME for a backbone, a checkpoint file, or its URL. Detectors of other
     libraries also know pretrained, backbone, and the library's own names of weights."""
@@ -53,7 +57,8 @@ class ModelConfig(Section):
         )
         require(min(self.std) > 0, f"std is {' '.join(f'{value:g}' for value in self.std)}; give positive numbers")
         require(0 <= self.frozen_stages <= 4, f"frozen_stages is {self.frozen_stages}; give 0 to 4")
-        require(self.rois_per_image >= 1, f"rois_per_image is {self.rois_per_image}; give 1 or more")
+        for name in ("rois_per_image", "proposals_per_level"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more")
         require(
             min(self.canvas) > 0 or self.canvas == (0, 0),
             f"canvas is {self.canvas[0]} {self.canvas[1]}; give a height and a width in pixels, or 0 0",

@@ -28,6 +28,7 @@ class Detector(Face):
     class_predictors: prefixes of the state-dict entries whose shape depends on the number of classes.
     has_masks: does it learn and find masks?
     rois_per_image: regions of an image that train the second stage at most; 0 where there is none.
+    proposals_per_level: boxes of a pyramid level that enter the suppression of proposals in training at most.
 
     Args:
         backbone: images (B, 3, H, W) to four maps of strides 4 to 32, as `build_backbone` makes it;
@@ -42,6 +43,7 @@ class Detector(Face):
     class_predictors: tuple[str, ...]
     has_masks: bool = False
     rois_per_image: int = 0
+    proposals_per_level: int = 0
 
     def __init__(self, backbone: nn.Module, *, num_classes: int, channels: int, norm_eval: bool):
         super().__init__()

@@ -36,7 +36,7 @@ class TwoStage(Detector):
 
     def __init__(self, backbone: nn.Module, *, num_classes: int, channels: int = 256, norm_eval: bool = True):
         super().__init__(backbone, num_classes=num_classes, channels=channels, norm_eval=norm_eval)
-        self.rois_per_image = 512
+        self.rois_per_image, self.proposals_per_level = 512, 2000
         self.score_threshold, self.nms_threshold, self.max_detections = 0.05, 0.5, 100
         self.mask_threshold = 0.5
         self.neck = FPN(self.backbone.feature_info.channels(), channels, num_levels=5, extra="pool")
@@ -54,7 +54,11 @@ class TwoStage(Detector):
         logits, deltas = self.head(maps) if outputs is None else outputs
         objects = PaddedTargets.of(targets)
         proposals = self.rpn_head.proposals(
-            logits, deltas, objects.limits, candidates_per_level=2000, limit=self.training_proposals
+            logits,
+            deltas,
+            objects.limits,
+            candidates_per_level=self.proposals_per_level,
+            limit=self.training_proposals,
         )
         losses = self.rpn_head.losses(logits, deltas, objects)
         return losses | self.roi_head.losses(maps, proposals, objects, rois_per_image=self.rois_per_image)

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from mgdet.config import ROIS_PER_IMAGE, ModelConfig
+from mgdet.config import PROPOSALS_PER_LEVEL, ROIS_PER_IMAGE, ModelConfig
 from mgdet.detectors.base import Detector
 from mgdet.detectors.build import build_detector, detector_class
 from mgdet.detectors.face import Face
@@ -18,6 +18,8 @@ from mgdet.interop.weights import Checkpoint, load_checkpoint
 from mgdet.models.agree import check_agrees
 from mgdet.structures import Pixels
 
+TWO_STAGES = {"rois_per_image": ROIS_PER_IMAGE, "proposals_per_level": PROPOSALS_PER_LEVEL}
+"""Settings that only detectors with a second stage know, and what they are by default."""
 OURS_ALONE = (
     "backbone",
     "deformable",
@@ -28,7 +30,7 @@ OURS_ALONE = (
     "channels",
     "frozen_stages",
     "norm_eval",
-    "rois_per_image",
+    *TWO_STAGES,
 )
 """Settings of a model that mean nothing to a detector of another library."""
 
@@ -54,10 +56,11 @@ def detector_from(config: ModelConfig, num_classes: int) -> Detector:
         frozen_stages=config.frozen_stages,
         norm_eval=config.norm_eval,
     )
-    if detector.rois_per_image:
-        detector.rois_per_image = config.rois_per_image
-    elif config.rois_per_image != ROIS_PER_IMAGE:
-        raise UserError(f"rois_per_image does not apply to {config.detector}, which has no second stage; remove it")
+    for name, default in TWO_STAGES.items():
+        if detector.rois_per_image:
+            setattr(detector, name, getattr(config, name))
+        elif getattr(config, name) != default:
+            raise UserError(f"{name} does not apply to {config.detector}, which has no second stage; remove it")
     return detector
 
 

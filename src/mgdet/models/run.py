@@ -168,10 +168,11 @@ def _inherit(student: Face, teacher: Face, checkpoint: Checkpoint | None, classe
                 f"a student inherits only from a teacher of its classes: {error}; add --no-inherit"
             ) from None
     try:
-        copied, kept = inherit(student, teacher)
+        copied, kept, own = inherit(student, teacher)
     except ValueError as error:
         raise UserError(f"{error}; turn that off with --no-inherit") from None
     rest = f"; {len(kept)} of other shapes keep their start values ({', '.join(kept)})" if kept else ""
+    rest += f"; the teacher has no such {' and '.join(own)}, which start on their own" if own else ""
     say(f"student inherits {len(copied)} tensors of the teacher's neck and head{rest}")
 
 
