@@ -10,6 +10,7 @@ from evidence.data import choose_root, data_config
 from evidence.pairs import Pair, sweeps_of
 from mgdet.config import (
     METHODS,
+    PROPOSALS_PER_LEVEL,
     ROIS_PER_IMAGE,
     Config,
     MGDConfig,
@@ -56,22 +57,14 @@ class Arm:
 
 ALONE = Arm("alone")
 INHERITS = Arm("inherits", inherit=True)
+SWEPT = Arm("mgd-inherits", "mgd", True)
+"""The arm that sweeps change."""
 
 
 def arms_of(pair: Pair) -> list[Arm]:
-    """The arms of a pair. Where the student cannot inherit, those that need it are not there.
-
-    PKD and FGD inherit where that is possible, as MGD does; what a method does without it is shown for MGD.
-    """
-    if not pair.inherits:
-        return [ALONE, *(Arm(method, method) for method in METHODS if method in pair.strengths)]
+    """The arms of a pair. PKD and FGD inherit, as MGD does; what a method does without it is shown for MGD."""
     arms = [ALONE, INHERITS, Arm("mgd", "mgd")]
     return arms + [Arm(f"{method}-inherits", method, True) for method in METHODS if method in pair.strengths]
-
-
-def swept(pair: Pair) -> Arm:
-    """The arm that sweeps change."""
-    return Arm("mgd-inherits", "mgd", True) if pair.inherits else Arm("mgd", "mgd")
 
 
 def sweep_arms(pair: Pair, chosen: float) -> list[Arm]:
@@ -81,14 +74,14 @@ def sweep_arms(pair: Pair, chosen: float) -> list[Arm]:
         pair: the pair.
         chosen: the strength of MGD that the search chose.
     """
-    arm, own = swept(pair), {f"mgd.{pair.strength}": chosen, "mgd.mask_ratio": pair.mask_ratio}
+    own = {f"mgd.{pair.strength}": chosen, "mgd.mask_ratio": pair.mask_ratio}
     result = []
     for sweep in sweeps_of(pair):
         for value in sweep.values:
             setting = value * own[sweep.setting] if sweep.relative else value
             if setting != own[sweep.setting]:
                 result.append(
-                    replace(arm, name=f"{arm.name}.{sweep.name}-{value:g}", settings=((sweep.setting, setting),))
+                    replace(SWEPT, name=f"{SWEPT.name}.{sweep.name}-{value:g}", settings=((sweep.setting, setting),))
                 )
     return result
 
@@ -166,5 +159,6 @@ def _model(pair: Pair, detector: str, backbone: str, weights: str = "random") ->
         frozen_stages=0,
         norm_eval=False,
         rois_per_image=pair.rois_per_image if two_stages else ROIS_PER_IMAGE,
+        proposals_per_level=pair.proposals_per_level if two_stages else PROPOSALS_PER_LEVEL,
         weights=weights,
     )

@@ -3,7 +3,7 @@
 1. The teacher's length: doubled while that gains `GAIN` or more; the better of the last two is the teacher.
 2. A learning rate for the student alone at length 1x, and with it the student's length: the shortest of 1x, 2x, 4x, ...
    from which twice as long gains no more than `GAIN`.
-3. One search for each arm at that length, all of one size: the learning rate of the arms without a method, and the
+3. One search for each arm at length 1x, all of one size: the learning rate of the arms without a method, and the
    strength of each method at the rate of the arm that starts as it does.
 """
 
@@ -65,7 +65,7 @@ def choose(pair: Pair, root: Path, name: str) -> dict[str, Any]:
         lambda: _teacher(pair, root, folder),
         lambda: _student(pair, root, folder),
     )
-    common: dict[str, Any] = {"teacher": root / teacher["folder"], "epochs": length["epochs"]}
+    common: dict[str, Any] = {"teacher": root / teacher["folder"], "epochs": pair.epochs}
     arms = arms_of(pair)
     plain = [arm for arm in arms if not arm.method]
     # The student alone is searched first: it needs no teacher and the rates of other arms follow from it.

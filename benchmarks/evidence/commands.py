@@ -15,7 +15,7 @@ import torch
 
 import evidence
 from evidence import data, words
-from evidence.arms import Arm, arm_config, arms_of, sweep_arms, swept
+from evidence.arms import SWEPT, Arm, arm_config, arms_of, sweep_arms
 from evidence.choose import Missing, choose, read_choices, write_choices
 from evidence.differences import Row, fill
 from evidence.measure import Measured, TestImages
@@ -174,7 +174,7 @@ def _page(options: argparse.Namespace, name: str, choices: dict[str, Any]) -> Pa
         choices=choices,
         rows=main_rows,
         sweeps=rows(sweep=True),
-        base=next((row for row in main_rows if row.arm == swept(pair)), None),
+        base=next((row for row in main_rows if row.arm == SWEPT), None),
         teacher=teacher[0] if teacher else None,
         images=len(images.records),
         looks=images.looks,
@@ -188,7 +188,7 @@ def reported(options: argparse.Namespace, name: str, choices: dict[str, Any]) ->
     seeds = options.seeds if options.seeds is not None else range(pair.seeds)
     arms = arms_of(pair)
     if options.sweeps:
-        arms += sweep_arms(pair, choices["arms"][swept(pair).name]["strength"])
+        arms += sweep_arms(pair, choices["arms"][SWEPT.name]["strength"])
     arms = [arm for arm in arms if _wanted(name, arm, options.only)]
     return [(arm, planned(pair, options.root, name, arm, choices, seed)) for seed in seeds for arm in arms]
 

@@ -74,13 +74,14 @@ class Page:
                 f"{self.images} evaluation images are the test images"
             )
         precision = "float32" if pair.amp == "off" else pair.amp
-        absent = "" if pair.inherits else " The student cannot inherit from a teacher of another family: no arm does."
+        another = " Of a teacher of another family a student inherits the neck and the first stage."
+        shared = "" if pair.teacher == pair.student else another
         return (
             f"{pair.teacher} with {pair.teacher_backbone} teaches {pair.student} with {pair.student_backbone}, "
             f"{pair.channels} channels, all from random weights. {what}. Every choice was made on the validation "
             f"images. All arms share seeds, order of images and schedule: epochs {self.choices['length']['epochs']}, "
             f"batch {pair.batch}, precision {precision}; learning rates are those of "
-            f"the searches below.{absent} A score is that of the last student of a run, in float32."
+            f"the searches below.{shared} A score is that of the last student of a run, in float32."
         )
 
     def _arms(self, metric: str) -> str:
@@ -187,8 +188,9 @@ class Page:
             what = f"{self.pair.strength}, rate {own['rate']:g}" if own["what"] == "strength" else own["what"]
             lines.append([f"{name}: {what}", *_tried(own, "value")])
         note = (
-            f"AP on the validation images, seed {choices['seed']}, which is not reported. A length is the shortest "
-            f"from which twice as long gains at most {100 * GAIN:g} AP; the teacher is the better of the last two."
+            f"AP on the validation images, seed {choices['seed']}, which is not reported; rates and strengths at "
+            f"1x. A length is the shortest from which twice as long gains at most {100 * GAIN:g} AP; the teacher is "
+            f"the better of the last two."
         )
         return f"{_table(['search', 'chosen', 'tried: AP'], lines)}\n\n{note}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from mgdet.config import ROIS_PER_IMAGE, FGDConfig, Metric
+from mgdet.config import PROPOSALS_PER_LEVEL, ROIS_PER_IMAGE, FGDConfig, Metric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Bccd:
     num_val: how many of the training images become validation images.
     """
 
-    size: tuple[int, int] = (192, 256)
+    size: tuple[int, int] = (120, 160)
     num_val: int = 60
 
     @property
@@ -62,6 +62,7 @@ class Pair:
     metrics: what is measured; choices go by AP of the first.
     channels: width of necks and heads.
     rois_per_image: regions that train a second stage.
+    proposals_per_level: boxes of a level that compete for it.
     amp: the precision of training, bf16 for the time it saves on processors that have it. On a CPU the gradients of
         bf16 convolutions of stride 2 are wrong where a map is one cell wide: images must be wider than `BF16_EDGE`.
     epochs: the student's schedule 1x; its length is a power of two times that.
@@ -83,35 +84,32 @@ class Pair:
     student_backbone: str = "test_resnet"
     channels: int = 64
     rois_per_image: int = ROIS_PER_IMAGE
+    proposals_per_level: int = PROPOSALS_PER_LEVEL
     batch: int = 8
     amp: Literal["off", "bf16"] = "bf16"
     epochs: int = 4
     teacher_epochs: int = 8
     teacher_rate: float = 0.004
-    rates: tuple[float, ...] = (0.001, 0.002, 0.004, 0.008)
+    rates: tuple[float, ...] = (0.002, 0.004, 0.008)
     strength: str = "weight"
     strengths: dict[str, tuple[float, ...]] = field(
         default_factory=lambda: {
-            "mgd": (1.25e-6, 5e-6, 2e-5, 8e-5),
-            "pkd": (1.0, 3.0, 10.0, 30.0),
-            "fgd": (0.3, 1.0, 3.0, 10.0),
+            "mgd": (5e-6, 2e-5, 8e-5),
+            "pkd": (1.5, 6.0, 24.0),
+            "fgd": (0.5, 2.0, 8.0),
         }
     )
     mask_ratio: float = 0.65
     fgd: FGDConfig = field(default_factory=FGDConfig)
     seeds: int = 3
 
-    @property
-    def inherits(self) -> bool:
-        """Can the student start with the teacher's neck and head?"""
-        return self.teacher == self.student
-
 
 CASCADE = Pair(
     teacher="cascade_mask_rcnn",
     student="faster_rcnn",
     channels=32,
-    rois_per_image=64,
+    rois_per_image=32,
+    proposals_per_level=400,
     mask_ratio=0.45,
     fgd=FGDConfig(foreground=5e-5, background=2.5e-5, attention=5e-5, relation=5e-7),
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from evidence import choose, commands, data, pairs, runs
-from evidence.arms import ALONE, INHERITS, arm_config, arms_of, student_config, sweep_arms, swept
+from evidence.arms import ALONE, INHERITS, SWEPT, arm_config, arms_of, student_config, sweep_arms
 from mgdet.engine.checkpoint import flatten
 from mgdet.errors import UserError
 from mgdet.models import detector_from
@@ -20,11 +20,11 @@ def names(pair: pairs.Pair) -> list[str]:
     return [arm.name for arm in arms_of(pair)]
 
 
-def test_arms_of_one_family_and_of_two():
-    one, two = pairs.PAIRS["retinanet"], pairs.PAIRS["faster_rcnn"]
-    assert names(one) == ["alone", "inherits", "mgd", "mgd-inherits", "pkd-inherits", "fgd-inherits"]
-    assert names(two) == ["alone", "mgd", "pkd", "fgd"]
-    assert [arm.base for arm in arms_of(one)] == [ALONE, INHERITS, ALONE, INHERITS, INHERITS, INHERITS]
+@pytest.mark.parametrize("name", pairs.PAIRS)
+def test_what_an_arm_has_to_beat_starts_as_it_does(name):
+    pair = pairs.PAIRS[name]
+    assert names(pair) == ["alone", "inherits", "mgd", "mgd-inherits", "pkd-inherits", "fgd-inherits"]
+    assert [arm.base for arm in arms_of(pair)] == [ALONE, INHERITS, ALONE, INHERITS, INHERITS, INHERITS]
 
 
 @pytest.mark.parametrize("name", pairs.PAIRS)
@@ -54,7 +54,7 @@ def test_sweeps_leave_out_the_arm_itself():
     ]
     weights = [dict(arm.settings)["mgd.weight"] for arm in arms if "weight" in arm.name]
     assert weights == pytest.approx([1.25e-6, 5e-6, 8e-5, 3.2e-4])
-    assert {arm.name.partition(".")[0] for arm in arms} == {swept(pair).name}
+    assert {arm.name.partition(".")[0] for arm in arms} == {SWEPT.name}
 
 
 def forged_choices(pair: pairs.Pair) -> dict:
@@ -127,8 +127,8 @@ def test_choices_follow_the_rules(monkeypatch, tmp_path):
         if config.student.backbone == pair.teacher_backbone:
             return {8: 0.50, 16: 0.53, 32: 0.525}[epochs]
         length = {4: 0.20, 8: 0.25, 16: 0.27, 32: 0.274}[epochs]
-        rate = -abs(config.optimizer.lr - (0.004 if config.inherit else 0.002))
-        method = -abs(config.mgd.weight - 5e-6) if config.mgd.weight else 0.0
+        rate = -abs(config.optimizer.lr - (0.002 if config.inherit else 0.004))
+        method = -abs(config.mgd.weight - 2e-5) if config.mgd.weight else 0.0
         return length + rate + method
 
     answers = Answers(monkeypatch, tmp_path, pair, ap)
@@ -136,15 +136,17 @@ def test_choices_follow_the_rules(monkeypatch, tmp_path):
     assert choices["teacher"]["epochs"] == 16, "32 gain nothing, and 16 are better"
     assert choices["teacher"]["plateau"]
     assert choices["length"]["epochs"] == 16, "from 16 to 32 the student gains 0.4"
-    assert choices["first_rate"]["value"] == 0.002
-    assert choices["arms"]["alone"]["rate"] == 0.002
-    assert choices["arms"]["inherits"]["rate"] == 0.004
+    assert choices["first_rate"]["value"] == 0.004
+    assert choices["arms"]["alone"]["rate"] == 0.004
+    assert choices["arms"]["inherits"]["rate"] == 0.002
     assert choices["arms"]["mgd"] | {"tried": None, "AP": None} == {
-        "what": "strength", "rate": 0.002, "strength": 5e-6, "value": 5e-6, "at_edge": False, "tried": None, "AP": None,
+        "what": "strength", "rate": 0.004, "strength": 2e-5, "value": 2e-5, "at_edge": False, "tried": None, "AP": None,
     }  # fmt: skip
-    assert choices["arms"]["mgd-inherits"]["rate"] == 0.004, "as the arm that it has to beat"
-    assert {len(own["tried"]) for own in choices["arms"].values()} == {4}, "searches of equal size"
+    assert choices["arms"]["mgd-inherits"]["rate"] == 0.002, "as the arm that it has to beat"
+    assert {len(own["tried"]) for own in choices["arms"].values()} == {3}, "searches of equal size"
     assert choices["arms"]["fgd-inherits"]["at_edge"], "all are equal, and the first is at the edge"
+    searched = [run for run in answers.asked if run.config.inherit or run.config.methods]
+    assert {run.config.schedule.epochs for run in searched} == {pair.epochs}, "the search is at 1x"
     assert {run.config.train.seed for run in answers.asked} == {choose.SEED}
     assert max(pair.seeds for pair in pairs.PAIRS.values()) <= choose.SEED, "it is not reported"
     folders = [run.folder for run in answers.asked]

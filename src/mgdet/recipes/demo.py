@@ -1,4 +1,4 @@
-"""The demo: a teacher, and a student alone, with the teacher's neck and head, and with MGD, on `shapes`.
+"""The demo: a teacher, and a student alone, with what it inherits from the teacher, and with MGD too, on `shapes`.
 
 All start from random weights.
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from mgdet.config import (
+    PROPOSALS_PER_LEVEL,
     ROIS_PER_IMAGE,
     Config,
     DataConfig,
@@ -24,6 +25,8 @@ from mgdet.config import (
 from mgdet.recipes.base import Recipe, one_stage_mgd, two_stage_mgd
 
 TEACHER_BACKBONE, STUDENT_BACKBONE = "resnet18", "test_resnet"
+DEFAULT_PAIR = "faster_rcnn"
+"""A Cascade Mask R-CNN learns the quickest by far, so its student has something to learn from within minutes."""
 IMAGE_SIZE = (128, 160)
 
 
@@ -54,6 +57,7 @@ class Pair:
     mgd: as published; only the weight may differ, because small images have other maps to sum over.
     channels: width of necks and heads.
     rois_per_image: regions that train a second stage.
+    proposals_per_level: boxes of a level that compete for it; the most of them come to nothing on such small images.
     smallest: area in square pixels that no object of the pictures is drawn smaller than.
     full, quick: how much it does.
     """
@@ -64,15 +68,22 @@ class Pair:
     mgd: MGDConfig
     channels: int = 32
     rois_per_image: int = ROIS_PER_IMAGE
+    proposals_per_level: int = PROPOSALS_PER_LEVEL
     smallest: float = 0.0
     full: Length = Length(num_train=2000, num_val=250, num_test=500, teacher_epochs=3, student_epochs=2)
     quick: Length = Length(num_train=600, num_val=60, num_test=120, teacher_epochs=2, student_epochs=1, warmup_steps=50)
 
-    @property
-    def inherits(self) -> bool:
-        """Can the student start with the teacher's neck and head?"""
-        return self.teacher == self.student
 
+CASCADE = Pair(
+    teacher="cascade_mask_rcnn",
+    student="faster_rcnn",
+    metrics=("bbox",),
+    mgd=replace(two_stage_mgd(), weight=5e-6),
+    rois_per_image=32,
+    proposals_per_level=400,
+    full=Length(num_train=2000, num_val=250, num_test=500, teacher_epochs=4, student_epochs=4),
+    quick=Length(num_train=600, num_val=60, num_test=120, teacher_epochs=4, student_epochs=3, warmup_steps=50),
+)
 
 PAIRS: dict[str, Pair] = {
     "retinanet": Pair(
@@ -84,20 +95,8 @@ PAIRS: dict[str, Pair] = {
         full=Length(num_train=2000, num_val=250, num_test=500, teacher_epochs=9, student_epochs=2),
         quick=Length(num_train=600, num_val=60, num_test=120, teacher_epochs=6, student_epochs=3, warmup_steps=50),
     ),
-    "faster_rcnn": Pair(
-        teacher="cascade_mask_rcnn",
-        student="faster_rcnn",
-        metrics=("bbox",),
-        mgd=replace(two_stage_mgd(), weight=5e-6),
-        rois_per_image=32,
-    ),
-    "mask_rcnn": Pair(
-        teacher="cascade_mask_rcnn",
-        student="mask_rcnn",
-        metrics=("segm", "bbox"),
-        mgd=replace(two_stage_mgd(), weight=5e-6),
-        rois_per_image=32,
-    ),
+    "faster_rcnn": CASCADE,
+    "mask_rcnn": replace(CASCADE, student="mask_rcnn", metrics=("segm", "bbox")),
     "reppoints": Pair(
         teacher="reppoints",
         student="reppoints",
@@ -115,7 +114,7 @@ PAIRS: dict[str, Pair] = {
 }
 
 
-def demo_student(pair: str = "retinanet", *, quick: bool = False) -> Config:
+def demo_student(pair: str = DEFAULT_PAIR, *, quick: bool = False) -> Config:
     """The small detector, alone."""
     own, length = PAIRS[pair], _length(pair, quick)
     return Config(
@@ -136,7 +135,7 @@ def demo_student(pair: str = "retinanet", *, quick: bool = False) -> Config:
     )
 
 
-def demo_teacher(pair: str = "retinanet", *, quick: bool = False) -> Config:
+def demo_teacher(pair: str = DEFAULT_PAIR, *, quick: bool = False) -> Config:
     """The big detector, with a longer schedule."""
     own, length = PAIRS[pair], _length(pair, quick)
     config = demo_student(pair, quick=quick)
@@ -146,17 +145,17 @@ def demo_teacher(pair: str = "retinanet", *, quick: bool = False) -> Config:
     return config
 
 
-def demo_distilled(pair: str = "retinanet", *, quick: bool = False) -> Config:
+def demo_distilled(pair: str = DEFAULT_PAIR, *, quick: bool = False) -> Config:
     """The small detector with MGD; `teacher.weights` names the file of the trained teacher."""
     config = demo_student(pair, quick=quick)
     config.teacher = demo_teacher(pair).student
     config.teacher.weights = "demo/teacher/student_last.pth"
-    config.mgd, config.inherit = replace(PAIRS[pair].mgd), PAIRS[pair].inherits
+    config.mgd, config.inherit = replace(PAIRS[pair].mgd), True
     return config
 
 
-def demo_inherits(pair: str = "retinanet", *, quick: bool = False) -> Config:
-    """The small detector that starts with its teacher's neck and head, and learns nothing else from it."""
+def demo_inherits(pair: str = DEFAULT_PAIR, *, quick: bool = False) -> Config:
+    """The small detector that starts with what it shares of its teacher's neck and head, and learns nothing else."""
     config = demo_distilled(pair, quick=quick)
     config.mgd = MGDConfig()
     return config
@@ -181,6 +180,7 @@ def _model(detector: str, backbone: str, pair: Pair) -> ModelConfig:
         frozen_stages=0,
         norm_eval=False,
         rois_per_image=pair.rois_per_image,
+        proposals_per_level=pair.proposals_per_level,
         weights="random",
     )
 
@@ -194,8 +194,7 @@ for _name, _pair in PAIRS.items():
         f"demo_{_name}_distilled": Recipe(
             build=partial(demo_distilled, _name), kind="demo", student=_student, teacher=_teacher
         ),
-    }
-    if _pair.inherits:
-        RECIPES[f"demo_{_name}_inherits"] = Recipe(
+        f"demo_{_name}_inherits": Recipe(
             build=partial(demo_inherits, _name), kind="demo", student=_student, teacher=_teacher
-        )
+        ),
+    }
