@@ -81,7 +81,7 @@ CASCADE = Pair(
     mgd=replace(two_stage_mgd(), weight=5e-6),
     rois_per_image=32,
     proposals_per_level=400,
-    full=Length(num_train=2000, num_val=250, num_test=500, teacher_epochs=4, student_epochs=4),
+    full=Length(num_train=2000, num_val=250, num_test=500, teacher_epochs=4, student_epochs=3),
     quick=Length(num_train=600, num_val=60, num_test=120, teacher_epochs=4, student_epochs=3, warmup_steps=50),
 )
 
