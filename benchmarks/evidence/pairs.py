@@ -107,8 +107,9 @@ class Pair:
 CASCADE = Pair(
     teacher="cascade_mask_rcnn",
     student="faster_rcnn",
+    teacher_backbone="resnet10t",
     channels=32,
-    rois_per_image=32,
+    rois_per_image=64,
     proposals_per_level=400,
     mask_ratio=0.45,
     fgd=FGDConfig(foreground=5e-5, background=2.5e-5, attention=5e-5, relation=5e-7),

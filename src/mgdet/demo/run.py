@@ -41,6 +41,8 @@ TITLES = {
 }
 PICTURES = 4
 """Images in the picture of detections."""
+SHOWN = 0.7
+"""Score from which on a detection is drawn."""
 ZOOM = 2
 
 METRIC_NAMES = {"bbox": "box AP", "segm": "mask AP"}
@@ -208,7 +210,7 @@ def _draw_detections(out: Path, root: Path, *, masks: bool) -> None:
         batch = collate([example])
         for detector in detectors:
             found = detector.find(batch.images(detector.pixels), batch.sizes)[0]
-            row.append(draw_detections(example.image, found, data.classes, score=0.4, zoom=ZOOM))
+            row.append(draw_detections(example.image, found, data.classes, score=SHOWN, zoom=ZOOM))
         rows.append(row)
     picture = comparison(rows, ["truth", TITLES["student"], TITLES["distilled"], TITLES["teacher"]])
     _, encoded = cv2.imencode(".png", picture)

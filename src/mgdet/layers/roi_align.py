@@ -90,6 +90,8 @@ def _axis(low: Tensor, high: Tensor, num_cells: int, size: int) -> _Axis:
 def _bags(offsets: Tensor, rows: _Axis, columns: _Axis, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """The map cells of each region's cell, region by region and row by row.
 
+    There are millions of entries, so they are numbered in int32, which holds far more, and picked by `index_select`.
+
     Args:
         offsets: (K,) int64, number of the image's first map row among those of all images.
         rows: the regions' vertical axis.
@@ -100,29 +102,40 @@ def _bags(offsets: Tensor, rows: _Axis, columns: _Axis, width: int) -> tuple[Ten
         E numbers of map cells, their shares (E,), and where in them each of K * S * S bags starts.
     """
     num_cells = rows.first.shape[1]
-    region, i, j = torch.cartesian_prod(*map(torch.arange, (len(offsets), num_cells, num_cells))).unbind(dim=1)
-    of_bag = _owners(rows.length[region, i])
-    region, i, j = region[of_bag.owner], i[of_bag.owner], j[of_bag.owner]
+    row_lengths, column_lengths = rows.length.int(), columns.length.int()
+    of_axis = torch.arange(rows.first.numel(), dtype=torch.int32).view(-1, num_cells)
+
+    def for_bags(by_row: Tensor, by_column: Tensor) -> tuple[Tensor, Tensor]:
+        """Values (K, S) of the rows and of the columns, for each bag (K * S * S,)."""
+        return (
+            by_row[:, :, None].expand(-1, -1, num_cells).flatten(),
+            by_column[:, None, :].expand(-1, num_cells, -1).flatten(),
+        )
+
+    first_row, first_column = for_bags((offsets[:, None] + rows.first).int() * width, columns.first.int())
+    share_of_row, share_of_column = for_bags(of_axis * rows.shares.shape[2], of_axis * columns.shares.shape[2])
+    num_rows, num_columns = for_bags(row_lengths, column_lengths)
+
     # One entry for each map row in each bag, then one for each map cell in that row.
-    row = offsets[region] + rows.first[region, i] + of_bag.number
-    share = rows.shares[region, i, of_bag.number]
-    of_row = _owners(columns.length[region, j])
-    cells = (row * width + columns.first[region, j])[of_row.owner] + of_row.number
-    in_table = ((region * num_cells + j) * columns.shares.shape[2])[of_row.owner] + of_row.number
-    shares = share[of_row.owner] * columns.shares.flatten()[in_table]
-    sizes = (rows.length[:, :, None] * columns.length[:, None, :]).flatten()
-    return cells, shares, sizes.cumsum(0) - sizes
+    bag, number = _owners(num_rows)
+    cell = (first_row + first_column).index_select(0, bag) + number * width
+    share = rows.shares.flatten().index_select(0, share_of_row.index_select(0, bag) + number)
+    row, number = _owners(num_columns.index_select(0, bag))
+    in_table = share_of_column.index_select(0, bag).index_select(0, row) + number
+    shares = share.index_select(0, row) * columns.shares.flatten().index_select(0, in_table)
+    sizes = num_rows * num_columns
+    return (cell.index_select(0, row) + number).long(), shares, sizes.cumsum(0) - sizes
 
 
 class _Owners(NamedTuple):
-    """A list of lists, flat: for each entry the list it belongs to and its number in it, (E,) int64 each."""
+    """A list of lists, flat: for each entry the list it belongs to and its number in it, (E,) int32 each."""
 
     owner: Tensor
     number: Tensor
 
 
 def _owners(counts: Tensor) -> _Owners:
-    """Entries of lists that hold `counts` (N,) entries each."""
-    owner = torch.arange(len(counts)).repeat_interleave(counts)
-    starts = counts.cumsum(0) - counts
-    return _Owners(owner, torch.arange(len(owner)) - starts[owner])
+    """Entries of lists that hold `counts` (N,) int32 entries each."""
+    owner = torch.arange(len(counts), dtype=torch.int32).repeat_interleave(counts)
+    starts = counts.cumsum(0, dtype=torch.int32) - counts
+    return _Owners(owner, torch.arange(len(owner), dtype=torch.int32) - starts.index_select(0, owner))
