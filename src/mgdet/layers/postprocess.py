@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import nms
 
 from mgdet.layers.host import to_device
+from mgdet.layers.nms import nms
 from mgdet.structures import Detections
 
 SPLIT_FROM = 10_000
