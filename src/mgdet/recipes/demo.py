@@ -84,7 +84,7 @@ CASCADE = Pair(
     student_rois=64,
     proposals_per_level=400,
     full=Length(num_train=2000, num_val=100, num_test=500, teacher_epochs=4, student_epochs=3),
-    quick=Length(num_train=600, num_val=60, num_test=120, teacher_epochs=4, student_epochs=3, warmup_steps=50),
+    quick=Length(num_train=450, num_val=60, num_test=120, teacher_epochs=4, student_epochs=3, warmup_steps=50),
 )
 
 PAIRS: dict[str, Pair] = {
