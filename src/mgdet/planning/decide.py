@@ -100,7 +100,10 @@ class Decisions:
             self.config.inherit = not reason
         elif not self.config.inherit:
             reason = "as given"
-        return "the teacher's neck and head" if self.config.inherit else f"nothing: {reason}"
+        if not self.config.inherit:
+            return f"nothing: {reason}"
+        alike = self.config.student.detector == self.known.model.detector
+        return "the teacher's neck and head" if alike else "the parts of neck and head that the teacher has, too"
 
     def _cannot_inherit(self) -> str:
         """Why the student cannot take over the teacher's neck and head; empty if it can."""
