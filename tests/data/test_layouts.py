@@ -176,7 +176,7 @@ def test_a_folder_that_is_no_data_set_says_what_would_be_one(tmp_path):
     assert "there is no annotations/*.json (COCO)" in refusal(tmp_path)
     formats.simple(tmp_path / "export")
     assert f"but '{tmp_path / 'export'}' in it does" in refusal(tmp_path)
-    assert "does not exist; --data.root names it" in refusal(tmp_path / "nowhere")
+    assert "does not exist; --data.root names another" in refusal(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
     assert "is a file; give the folder" in refusal(tmp_path / "file")
 

@@ -147,7 +147,7 @@ def rename_class(file):
 def test_no_data_set_is_one_sentence(folder, ask):
     code, said = ask("nowhere")
     assert code == 2
-    assert said == "mgdet: the data set's folder 'nowhere' does not exist; --data.root names it\n"
+    assert said == "mgdet: the data set's folder 'nowhere' does not exist; --data.root names another\n"
 
 
 def test_a_share_is_shown_as_the_validation_split(folder, ask):

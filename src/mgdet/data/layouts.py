@@ -70,8 +70,9 @@ def find_layouts(root: Path) -> list[Layout]:
         UserError: `root` is not a folder, or all that there is to read in it is broken.
     """
     if not root.is_dir():
-        what = "is a file; give the folder that it lies in" if root.exists() else "does not exist"
-        raise UserError(f"the data set's folder '{root}' {what}; --data.root names it")
+        missing = "does not exist; --data.root names another"
+        what = "is a file; give the folder that it lies in" if root.exists() else missing
+        raise UserError(f"the data set's folder '{root}' {what}")
     complaints: list[UserError] = []
     found = [*_coco(root), *_yolo(root, complaints), *_voc(root)]
     if not found and complaints:
