@@ -39,7 +39,7 @@ def test_equal_scores_keep_their_order():
 
 @pytest.mark.parametrize("threshold", [0.5, 0.6, 0.7, 0.9])
 def test_an_overlap_that_rounds_to_the_threshold(threshold):
-    # Rows of which each overlaps the one before by just that share of the union, in whole numbers.
+    # Pairs of boxes whose overlap is just that share of their union, in whole numbers.
     number, tenths = 800, round(10 * threshold)
     x = torch.arange(number) * 1000.0
     first = torch.stack([x, torch.zeros(number), x + 10, torch.full((number,), 10.0)], dim=1)

@@ -12,7 +12,9 @@ from mgdet.planning.students import choose_student, settled
 from mgdet.structures import IMAGENET
 
 RETINANET = ModelConfig(detector="retinanet", backbone="resnext101_64x4d", channels=128, deformable=True, weights="x")
-MASK = ModelConfig(detector="cascade_mask_rcnn", backbone="resnet50", rois_per_image=64, weights="x")
+MASK = ModelConfig(
+    detector="cascade_mask_rcnn", backbone="resnet50", rois_per_image=64, proposals_per_level=500, weights="x"
+)
 FOREIGN = ModelConfig(detector="hf:PekingU/rtdetr_v2_r50vd", weights="pretrained")
 
 
@@ -48,7 +50,8 @@ def test_a_backbone_without_weights_starts_at_random():
 def test_the_teachers_width_and_regions_are_kept_and_its_deformable_convolutions_are_not():
     model = choose_student("", RETINANET, masks=True).model
     assert (model.channels, model.deformable, model.frozen_stages, model.norm_eval) == (128, False, 1, True)
-    assert choose_student("", MASK, masks=True).model.rois_per_image == 64
+    model = choose_student("", MASK, masks=True).model
+    assert (model.rois_per_image, model.proposals_per_level) == (64, 500)
     assert choose_student("retinanet", MASK, masks=True).model.rois_per_image == 512
 
 

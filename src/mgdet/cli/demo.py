@@ -15,7 +15,7 @@ class DemoArguments:
     pair: str = "faster_rcnn"
     """Which pair, in small: faster_rcnn, mask_rcnn, retinanet, reppoints or solo."""
     quick: bool = False
-    """A shorter version, two to three minutes on two CPU cores."""
+    """A shorter version, about three minutes on two CPU cores."""
     out: str = ""
     """Folder for the data set, the runs, the table and the pictures; empty: demo, or demo-quick."""
     seed: int = 0

@@ -136,7 +136,12 @@ def _ours(detector: str, backbone: str, teacher: ModelConfig) -> ModelConfig:
         return model
     if teacher.detector != detector:
         return replace(model, channels=teacher.channels)
-    return replace(model, channels=teacher.channels, rois_per_image=teacher.rois_per_image)
+    return replace(
+        model,
+        channels=teacher.channels,
+        rois_per_image=teacher.rois_per_image,
+        proposals_per_level=teacher.proposals_per_level,
+    )
 
 
 def _foreign(name: str) -> ModelConfig:
