@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence.arms import ALONE, Arm, arm_config, arms_of, student_config, teacher_config
-from evidence.pairs import Pair
+from evidence.pairs import PAIRS, Pair
 from evidence.runs import Finished, Planned, read_finished
 from mgdet.files import atomic_write
 
@@ -61,9 +61,10 @@ def choose(pair: Pair, root: Path, name: str) -> dict[str, Any]:
         Missing: runs are to be done first.
     """
     folder = root / name
-    (teacher, (first, length)) = _together(
-        lambda: _teacher(pair, root, folder),
+    # The student's runs come first: they are short, and say how long all that follows will take.
+    ((first, length), teacher) = _together(
         lambda: _student(pair, root, folder),
+        lambda: _teacher(pair, root, name),
     )
     common: dict[str, Any] = {"teacher": root / teacher["folder"], "epochs": pair.epochs}
     arms = arms_of(pair)
@@ -104,9 +105,13 @@ def _together(*questions: Callable[[], Any]) -> list[Any]:
     return answers
 
 
-def _teacher(pair: Pair, root: Path, folder: Path) -> dict[str, Any]:
+def _teacher(pair: Pair, root: Path, name: str) -> dict[str, Any]:
+    if pair.teacher_of:
+        name, pair = pair.teacher_of, PAIRS[pair.teacher_of]
+
     def run(epochs: int) -> Planned:
-        return Planned(folder / "teacher" / f"{epochs}-epochs", teacher_config(pair, root, epochs=epochs, seed=SEED))
+        config = teacher_config(pair, root, epochs=epochs, seed=SEED)
+        return Planned(root / name / "teacher" / f"{epochs}-epochs", config)
 
     tried, plateau = _lengthen(root, pair.teacher_epochs, run)
     best = max(tried[-2:], key=lambda one: one["AP"])

@@ -88,8 +88,8 @@ class TestImages:
             file.write(json.dumps(look) + "\n")
 
     def _file(self, folder: Path, finished: Finished) -> Path:
-        """Detections belong to a student's file and to test images: another one of either has its own."""
-        return folder / f"test-{finished.sha256[:12]}-{self._mark}.json"
+        """Detections belong to a student's file, test images and metrics: another one of these has its own."""
+        return folder / f"test-{finished.sha256[:12]}-{self._mark}-{'-'.join(self.pair.metrics)}.json"
 
     def _measure(self, folder: Path, finished: Finished) -> Measured:
         config = read_config(folder)

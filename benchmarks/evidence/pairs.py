@@ -58,6 +58,7 @@ class Pair:
     """A teacher and a student, everything that all arms share, and what is searched.
 
     teacher, student: detectors of this package.
+    teacher_of: the pair that trains the teacher, which has to be the same one on the same images; empty for this one.
     images: what they see.
     metrics: what is measured; choices go by AP of the first.
     channels: width of necks and heads.
@@ -78,6 +79,7 @@ class Pair:
 
     teacher: str
     student: str
+    teacher_of: str = ""
     images: Shapes | Bccd = Shapes()
     metrics: tuple[Metric, ...] = ("bbox",)
     teacher_backbone: str = "resnet18"
@@ -120,7 +122,7 @@ EASY = Shapes(smallest=1080.0)
 PAIRS: dict[str, Pair] = {
     "retinanet": Pair(teacher="retinanet", student="retinanet", seeds=5),
     "faster_rcnn": CASCADE,
-    "mask_rcnn": replace(CASCADE, student="mask_rcnn", metrics=("segm", "bbox")),
+    "mask_rcnn": replace(CASCADE, student="mask_rcnn", teacher_of="faster_rcnn", metrics=("segm", "bbox")),
     "reppoints": Pair(
         teacher="reppoints",
         student="reppoints",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
 from evidence import choose, commands, data, pairs, runs
-from evidence.arms import ALONE, INHERITS, SWEPT, arm_config, arms_of, student_config, sweep_arms
+from evidence.arms import ALONE, INHERITS, SWEPT, arm_config, arms_of, student_config, sweep_arms, teacher_config
+from mgdet.config import TrainConfig
 from mgdet.engine.checkpoint import flatten
 from mgdet.errors import UserError
 from mgdet.models import detector_from
@@ -162,6 +164,25 @@ def test_a_schedule_that_never_stops_gaining_is_said_to(monkeypatch, tmp_path):
     assert choices["length"]["epochs"] == choose.LONGEST * pair.epochs
     assert not choices["length"]["plateau"]
     assert not choices["teacher"]["plateau"]
+
+
+def test_two_pairs_may_have_one_teacher(monkeypatch, tmp_path):
+    pair = pairs.PAIRS["mask_rcnn"]
+    answers = Answers(monkeypatch, tmp_path, pair, lambda config: 0.5)
+    choices = answers.choose()
+    teachers = [run for run in answers.asked if run.config.student.detector == pair.teacher]
+    owner = pairs.PAIRS[pair.teacher_of]
+    assert choices["teacher"]["folder"] == "faster_rcnn/teacher/8-epochs"
+    for run, epochs in zip(teachers, (8, 16), strict=True):
+        assert run.folder == tmp_path / f"faster_rcnn/teacher/{epochs}-epochs"
+        assert run.config == teacher_config(owner, tmp_path, epochs=epochs, seed=choose.SEED)
+    for pair in pairs.PAIRS.values():
+        if pair.teacher_of:
+            own, other = (
+                replace(teacher_config(each, tmp_path, epochs=8, seed=0), train=TrainConfig())
+                for each in (pair, pairs.PAIRS[pair.teacher_of])
+            )
+            assert own == other, "they differ in what is measured alone"
 
 
 def test_a_run_that_broke_off_is_never_chosen(monkeypatch, tmp_path):

@@ -142,9 +142,8 @@ def test_it_runs_as_it_is_typed_in_any_folder(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "evidence"), "plan", "--only", "solo"]
     process = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.startswith(
-        "solo: no choices yet; the next needs solo/teacher/12-epochs, solo/teacher/24-epochs"
-    )
+    assert process.stdout.startswith("solo: no choices yet; the next needs solo/search/alone-4-epochs-lr-0.002, ")
+    assert process.stdout.endswith(", solo/teacher/12-epochs, solo/teacher/24-epochs\n")
     assert not list(tmp_path.iterdir()), "looking makes nothing"
 
 
