@@ -204,6 +204,18 @@ def test_every_difference_is_refused_and_changes_nothing(tmp_path):
         assert forged.same(detector.state_dict(), forged.state(seed=0))
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["neck.lateral.bias", "backbone.bn1.running_var"])
+def test_weights_that_are_not_finite_are_refused(tmp_path, name, number):
+    weights = forged.state(seed=5)
+    weights[name].flatten()[-1] = number
+    save_checkpoint(tmp_path / "a.pth", weights, classes=None, config=None)
+    detector = forged.TinyDetector(seed=0)
+    text = refusal(load_checkpoint, detector, tmp_path / "a.pth")
+    assert f"not finite, in {name}: its training diverged" in text
+    assert forged.same(detector.state_dict(), forged.state(seed=0))
+
+
 @pytest.mark.parametrize("classes", [None, tuple("abcde")])
 def test_other_number_of_classes_names_both(tmp_path, classes):
     path = tmp_path / "a.pth"

@@ -41,6 +41,7 @@ TEXTS = ("cfg", "config")
 METADATA = ("CLASSES", "classes", "mgdet", DESCRIPTION, *TEXTS)
 SWAPPING = frozenset(("mmdet_version", "mmcv_version", "mmengine_version"))
 """Signs of MMDetection and MMEngine, which save the average as the weights, and the weights as the average."""
+STATISTICS = (".running_mean", ".running_var")
 REPEATED_BYTES = 2 << 30
 MISSING, UNEXPECTED, RESHAPED = "missing", "unexpected", "of another shape"
 
@@ -266,7 +267,7 @@ def load_checkpoint(
         partial: prefixes of names that may be missing, unexpected or of another shape; they are in the report.
 
     Raises:
-        UserError: the file cannot be read, or anything else differs.
+        UserError: the file cannot be read, anything else differs, or a number is not finite.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     ours = detector.state_dict()
@@ -298,8 +299,30 @@ def load_checkpoint(
             f"{checkpoint.path} does not fit this detector: {report.matched} tensors match, {differences};"
             f" {_hint(detector, checkpoint, refused)}"
         )
+    check_finite(checkpoint.path, detector, fitting)
     detector.load_state_dict(fitting, strict=False)
     return report
+
+
+def check_finite(path: Path, detector: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Refuses weights with a NaN or an infinity: a detector with them finds nothing, and says nothing about it.
+
+    Buffers other than the statistics of batch norms may hold infinities, as the anchors of some transformers do.
+
+    Raises:
+        UserError: it names the file and the tensors.
+    """
+    learned = {name for name, _ in detector.named_parameters()}
+    bad = [
+        name
+        for name, value in tensors.items()
+        if (name in learned or name.endswith(STATISTICS)) and not value.isfinite().all()
+    ]
+    if bad:
+        raise UserError(
+            f"{path} holds numbers that are not finite, in {some(bad)}: its training diverged, or half precision could "
+            "not hold them; give an earlier checkpoint"
+        )
 
 
 def _is_allowed(name: str, what: str, prefixes: tuple[str, ...]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import threading
 import time
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hf_tiny import shake, tiny_config
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForObjectDetection, RTDetrImageProcessor
 
 from mgdet.detectors.foreign import hf_hub
@@ -195,6 +197,17 @@ def test_folders_that_cannot_be_read(hub, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be read"):
         build(str(tmp_path / "cut"), classes=["a"], weights="pretrained", say=silent)
+
+
+def test_weights_that_are_not_finite_are_refused(hub, tmp_path):
+    save(tmp_path / "diverged")
+    path = tmp_path / "diverged" / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith("weight"))
+    weights[name].flatten()[0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"diverged holds numbers that are not finite, in {re.escape(name)}"):
+        build(str(path.parent), classes=["a"], weights="pretrained", say=silent)
 
 
 def test_weights_of_another_architecture_are_refused(hub, tmp_path):

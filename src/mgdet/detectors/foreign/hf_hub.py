@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from mgdet.errors import UserError
+from mgdet.interop.weights import check_finite
 from mgdet.structures import Pixels
 
 CONFIG = "config.json"
@@ -154,7 +155,7 @@ def read_weights(auto: Any, source: Source, config: Any, *, spare: str = "\0") -
         The model, and the names in the file that have no place in it.
 
     Raises:
-        UserError: the file is damaged, or does not fill the model.
+        UserError: the file is damaged, does not fill the model, or holds a number that is not finite.
     """
     try:
         with quiet():
@@ -170,6 +171,8 @@ def read_weights(auto: Any, source: Source, config: Any, *, spare: str = "\0") -
             f"the weights in {source.folder} do not fill this {config.model_type}: {len(lost)} tensors are missing or "
             f"of another shape ({', '.join(lost[:SHOWN])}); bring the {CONFIG} that belongs to them"
         )
+    assert source.folder is not None
+    check_finite(source.folder, model, model.state_dict())
     return model, sorted(report["unexpected_keys"])
 
 
