@@ -10,7 +10,9 @@ from hotcoco import COCO as HotCOCO
 from pycocotools.coco import COCO
 
 from mgdet.demo import shapes
-from mgdet.demo.shapes import CLASSES, Shape, annotate, layout, paint, write_shapes
+from mgdet.demo.painting import paint
+from mgdet.demo.scene import CLASSES, Shape, annotate, layout
+from mgdet.demo.shapes import write_shapes
 from mgdet.errors import UserError
 
 SIZE = (160, 192)
