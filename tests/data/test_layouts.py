@@ -8,8 +8,9 @@ import pytest
 
 import formats
 from mgdet.config import DataConfig
-from mgdet.data import layouts
-from mgdet.data.layouts import Place, find_layouts, find_places
+from mgdet.data import folders, layouts
+from mgdet.data.folders import Place, find_layouts
+from mgdet.data.layouts import find_places
 from mgdet.errors import UserError
 
 
@@ -212,6 +213,7 @@ def test_a_file_of_the_name_that_cannot_be_taken_says_why(tmp_path, monkeypatch)
     assert f"and '{file}' is not a file: " in refusal(tmp_path)
     file.unlink()
     file.write_text(whole)
-    monkeypatch.setattr(layouts, "_first_names", lambda path: [] if path == file else ["val_0.png"])
+    for room in (folders, layouts):
+        monkeypatch.setattr(room, "first_names", lambda path: [] if path == file else ["val_0.png"])
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert f"and '{file}' may not be read: " in refusal(tmp_path)

@@ -12,7 +12,8 @@ import numpy as np
 
 from mgdet.config import DataConfig
 from mgdet.data.coco import read_coco
-from mgdet.data.layouts import Place, find_places, with_places
+from mgdet.data.folders import Place
+from mgdet.data.layouts import find_places, with_places
 from mgdet.data.records import LeftOut, Records
 from mgdet.data.shared import read_shared
 from mgdet.data.voc import read_voc

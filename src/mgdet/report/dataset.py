@@ -17,7 +17,8 @@ from rich.table import Table
 
 from mgdet.config import DataConfig
 from mgdet.data.dataset import DetectionDataset, check_same_classes
-from mgdet.data.layouts import Place, find_places, with_places
+from mgdet.data.folders import Place
+from mgdet.data.layouts import find_places, with_places
 from mgdet.data.open import format_of, open_splits, read_places
 from mgdet.data.pictures import LOOKED_AT, depth_notes
 from mgdet.data.records import LeftOut, Reason, Records
