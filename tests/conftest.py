@@ -1,11 +1,15 @@
 """Settings of all tests, and what many of them share."""
 
+import os
+
 import pytest
 import torch
 
 from tiny import Tiny
 
-torch.set_num_threads(1)  # on small tensors more threads only wait for each other
+# On small tensors more threads only wait for each other: here, and in the commands that tests run.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

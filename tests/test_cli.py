@@ -178,7 +178,7 @@ class TestCommandLine:
 
     def test_a_teacher_where_a_recipe_belongs(self, tiny, refused):
         for command in ("train", "check"):
-            assert f"mgdet distill {tiny.teacher} DATA distils from a teacher" in refused(command, tiny.teacher)
+            assert f"mgdet distill {tiny.teacher} DATA distills from a teacher" in refused(command, tiny.teacher)
 
     def test_a_broken_pipe_is_no_error(self, monkeypatch):
         def closed(arguments):

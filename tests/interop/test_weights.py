@@ -304,14 +304,14 @@ WRAPPERS = [
 @pytest.mark.parametrize("prefix", WRAPPERS)
 def test_prefixes_in_any_nesting(prefix, companion, tmp_path):
     weights = {f"{prefix}{name}": value for name, value in forged.state(1).items()}
-    distils = any(part in prefix for part in ("student.", "architecture."))
-    if companion and distils:
+    distills = any(part in prefix for part in ("student.", "architecture."))
+    if companion and distills:
         outer = prefix.partition("student.")[0].partition("architecture.")[0]
         weights |= {f"{outer}{companion}{name}": value for name, value in forged.state(2).items()}
     torch.save({"state_dict": weights}, tmp_path / "a.pth")
     checkpoint = read_checkpoint(tmp_path / "a.pth")
     assert forged.same(checkpoint.state_dict, forged.state(1))
-    assert checkpoint.left_out == ({"teacher": len(forged.state())} if companion and distils else {})
+    assert checkpoint.left_out == ({"teacher": len(forged.state())} if companion and distills else {})
     assert load_checkpoint(forged.TinyDetector(), checkpoint).missing == []
 
 

@@ -71,7 +71,7 @@ def recipe_or_file(arguments: list[str], command: str) -> Start:
         if recipe not in RECIPES and Path(recipe).exists():
             raise UserError(
                 f"{recipe} is a file or folder and no recipe; --config {recipe} takes the settings of a run, and "
-                f"mgdet distill {recipe} DATA distils from a teacher"
+                f"mgdet distill {recipe} DATA distills from a teacher"
             )
         return Start(load_recipe(recipe), recipe, arguments[1:])
     first = next(iter(RECIPES))

@@ -2,7 +2,7 @@
 
 MMDetection publishes no SOLO R101. The original's teacher file, `Solo_r101_3x.pth`, is SOLO_R101_3x of
 github.com/WXinlong/SOLO (mask mAP 37.1) with its entries renamed to MMDetection's. Bring that file, or train
-`solo_r101` and distil with `--teacher.weights runs/solo_r101`.
+`solo_r101` and distill with `--teacher.weights runs/solo_r101`.
 """
 
 from __future__ import annotations
