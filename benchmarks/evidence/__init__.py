@@ -10,7 +10,7 @@ ordinary one of mgdet, and goes on where it stopped. Several processes, and mach
 | file | what is in it |
 |---|---|
 | `pairs.py` | detectors, images and what is searched, pair by pair |
-| `data.py` | the three splits |
+| `data.py`, `backbones.py` | the three splits, and what backbones know before |
 | `arms.py` | what is compared, and the config of each run |
 | `choose.py` | every choice, made on the validation images alone |
 | `runs.py` | one run as one folder; `work.py` does those that are left |

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from evidence import backbones
 from evidence.data import choose_root, data_config
 from evidence.pairs import Pair, sweeps_of
 from mgdet.config import (
@@ -90,7 +91,7 @@ def student_config(pair: Pair, root: Path, *, epochs: int, rate: float, seed: in
     """The student alone."""
     data = data_config(choose_root(root, pair.images), pair.images.size)
     return Config(
-        student=_model(pair, pair.student, pair.student_backbone),
+        student=_model(pair, pair.student, pair.student_backbone, _start(pair, root, pair.student_backbone)),
         fgd=replace(pair.fgd, weight=0.0),
         mgd=MGDConfig(mask_ratio=pair.mask_ratio),
         pkd=PKDConfig(),
@@ -112,7 +113,7 @@ def student_config(pair: Pair, root: Path, *, epochs: int, rate: float, seed: in
 def teacher_config(pair: Pair, root: Path, *, epochs: int, seed: int) -> Config:
     """The teacher."""
     config = student_config(pair, root, epochs=epochs, rate=pair.teacher_rate, seed=seed)
-    config.student = _model(pair, pair.teacher, pair.teacher_backbone)
+    config.student = _model(pair, pair.teacher, pair.teacher_backbone, _start(pair, root, pair.teacher_backbone))
     return config
 
 
@@ -149,8 +150,12 @@ def change(config: Config, name: str, value: Any) -> None:
     setattr(getattr(config, section), field, value)
 
 
-def _model(pair: Pair, detector: str, backbone: str, weights: str = "random") -> ModelConfig:
-    """From random weights everything trains, also the statistics of the batch norms."""
+def _start(pair: Pair, root: Path, backbone: str) -> str:
+    return str(backbones.path_of(root, pair, backbone)) if pair.pretraining else "random"
+
+
+def _model(pair: Pair, detector: str, backbone: str, weights: str) -> ModelConfig:
+    """Everything trains, also the statistics of the batch norms: nobody has seen millions of photographs before."""
     two_stages = detector.endswith("rcnn")
     return ModelConfig(
         detector=detector,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import evidence
-from evidence import data, words
+from evidence import backbones, data, words
 from evidence.arms import SWEPT, Arm, arm_config, arms_of, sweep_arms
 from evidence.choose import Missing, choose, read_choices, write_choices
 from evidence.differences import Row, fill
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = result.add_subparsers(required=True, metavar="COMMAND")
     helps = {
-        make: ("data", "make the splits; the other commands do so where they are not there"),
+        make: ("data", "make splits and backbones; the other commands do so where they are not there"),
         tune: ("tune", "train the teacher, and make every choice on the validation images"),
         run: ("run", "train every arm, seed 0 of all arms first"),
         plan: ("plan", "say what is done and what is left"),
@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
 def make(options: argparse.Namespace, clock: Clock) -> None:
     """`data`"""
     for name in pairs_of(options.only):
-        data.make(options.root, PAIRS[name].images, options.bccd)
+        _prepare(options, PAIRS[name])
         say(f"{name}: {options.root / 'data' / PAIRS[name].images.name}")
 
 
@@ -101,7 +101,7 @@ def tune(options: argparse.Namespace, clock: Clock) -> None:
     """`tune`"""
     for name in pairs_of(options.only):
         pair = PAIRS[name]
-        data.make(options.root, pair.images, options.bccd)
+        _prepare(options, pair)
         while read_choices(options.root, name) is None:
             try:
                 choices = choose(pair, options.root, name)
@@ -119,7 +119,7 @@ def run(options: argparse.Namespace, clock: Clock) -> None:
     lists = []
     for name in pairs_of(options.only):
         choices = _choices(options.root, name)
-        data.make(options.root, PAIRS[name].images, options.bccd)
+        _prepare(options, PAIRS[name])
         lists.append([planned for _, planned in reported(options, name, choices)])
     work(_in_turns(lists), clock, say, wait=False)
 
@@ -149,6 +149,11 @@ def table(options: argparse.Namespace, clock: Clock) -> None:
         path = options.out / f"evidence-{name}-{options.date}.md"
         atomic_write(path, lambda file, page=page: file.write(page.text(options.date).encode()))  # type: ignore[misc]
         say(f"{name}: {path}")
+
+
+def _prepare(options: argparse.Namespace, pair: Pair) -> None:
+    data.make(options.root, pair.images, options.bccd)
+    backbones.make(options.root, pair, say)
 
 
 def _page(options: argparse.Namespace, name: str, choices: dict[str, Any]) -> Page:

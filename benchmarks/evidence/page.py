@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence import words
+from evidence.backbones import BATCH, read_note
 from evidence.choose import GAIN
 from evidence.differences import Row
 from evidence.measure import Measured
@@ -78,10 +79,22 @@ class Page:
         shared = "" if pair.teacher == pair.student else another
         return (
             f"{pair.teacher} with {pair.teacher_backbone} teaches {pair.student} with {pair.student_backbone}, "
-            f"{pair.channels} channels, all from random weights. {what}. Every choice was made on the validation "
+            f"{pair.channels} channels. {self._start()} {what}. Every choice was made on the validation "
             f"images. All arms share seeds, order of images and schedule: epochs {self.choices['length']['epochs']}, "
             f"batch {pair.batch}, precision {precision}; learning rates are those of "
             f"the searches below.{shared} A score is that of the last student of a run, in float32."
+        )
+
+    def _start(self) -> str:
+        """What necks, heads and backbones start from."""
+        pair = self.pair
+        if not pair.pretraining:
+            return "All start from random weights."
+        notes = {name: read_note(self.root, pair, name) for name in (pair.student_backbone, pair.teacher_backbone)}
+        said = ", ".join(f"{name} {percent(note['accuracy'])} % right" for name, note in notes.items())
+        return (
+            f"Necks and heads start from random weights, backbones from {pair.pretraining:,} steps of naming single "
+            f"shapes on {BATCH} crops each, of pictures of other seeds ({said} on more such crops)."
         )
 
     def _arms(self, metric: str) -> str:

@@ -18,7 +18,7 @@ class Shapes:
     """
 
     size: tuple[int, int] = (128, 160)
-    num_train: int = 2000
+    num_train: int = 500
     num_val: int = 300
     num_test: int = 600
     smallest: float = 0.0
@@ -61,6 +61,7 @@ class Pair:
     teacher_of: the pair that trains the teacher, which has to be the same one on the same images; empty for this one.
     images: what they see.
     metrics: what is measured; choices go by AP of the first.
+    pretraining: steps in which the backbones learn to tell single shapes apart (`backbones.py`); 0: random weights.
     channels: width of necks and heads.
     rois_per_image: regions that train a second stage.
     proposals_per_level: boxes of a level that compete for it.
@@ -84,13 +85,14 @@ class Pair:
     metrics: tuple[Metric, ...] = ("bbox",)
     teacher_backbone: str = "resnet18"
     student_backbone: str = "test_resnet"
+    pretraining: int = 1500
     channels: int = 64
     rois_per_image: int = ROIS_PER_IMAGE
     proposals_per_level: int = PROPOSALS_PER_LEVEL
     batch: int = 8
     amp: Literal["off", "bf16"] = "bf16"
-    epochs: int = 4
-    teacher_epochs: int = 8
+    epochs: int = 16
+    teacher_epochs: int = 16
     teacher_rate: float = 0.004
     rates: tuple[float, ...] = (0.002, 0.004, 0.008)
     strength: str = "weight"
@@ -129,7 +131,7 @@ PAIRS: dict[str, Pair] = {
         images=EASY,
         fgd=FGDConfig(foreground=1.6e-3, background=8e-4, attention=8e-4, relation=8e-6),
     ),
-    "solo": Pair(teacher="solo", student="solo", images=EASY, metrics=("segm", "bbox"), teacher_epochs=12),
+    "solo": Pair(teacher="solo", student="solo", images=EASY, metrics=("segm", "bbox"), teacher_epochs=24),
     # An epoch has 29 steps. BCCD has no masks, so the teacher of Faster R-CNN is one, too, and can be inherited.
     "bccd_retinanet": Pair(
         teacher="retinanet", student="retinanet", images=Bccd(), seeds=5, epochs=20, teacher_epochs=40

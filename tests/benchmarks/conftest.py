@@ -43,13 +43,15 @@ class Evidence:
 
 def add_tiny(epochs: int = 1) -> None:
     """Adds the pair, and lets no schedule be doubled more than once."""
-    from evidence import choose, pairs
+    from evidence import backbones, choose, pairs
 
+    backbones.PICTURES, backbones.OTHER_PICTURES = 40, 4
     pairs.PAIRS["tiny"] = pairs.Pair(
         teacher="retinanet",
         student="retinanet",
         images=pairs.Shapes(size=(64, 64), num_train=8, num_val=3, num_test=4),
         teacher_backbone="test_resnet",
+        pretraining=2,
         channels=32,
         batch=2,
         amp="off",
@@ -65,8 +67,9 @@ def add_tiny(epochs: int = 1) -> None:
 @pytest.fixture
 def tiny_pair(monkeypatch):
     """Adds the pair `tiny` while a test runs."""
-    from evidence import choose, pairs
+    from evidence import backbones, choose, pairs
 
+    backbones.PICTURES, backbones.OTHER_PICTURES = 40, 4
     monkeypatch.setattr(choose, "LONGEST", choose.LONGEST)
     before = dict(pairs.PAIRS)
     add_tiny()

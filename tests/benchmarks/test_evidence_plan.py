@@ -127,17 +127,17 @@ def test_choices_follow_the_rules(monkeypatch, tmp_path):
     def ap(config) -> float:
         epochs = config.schedule.epochs
         if config.student.backbone == pair.teacher_backbone:
-            return {8: 0.50, 16: 0.53, 32: 0.525}[epochs]
-        length = {4: 0.20, 8: 0.25, 16: 0.27, 32: 0.274}[epochs]
+            return {16: 0.50, 32: 0.53, 64: 0.525}[epochs]
+        length = {16: 0.20, 32: 0.25, 64: 0.27, 128: 0.274}[epochs]
         rate = -abs(config.optimizer.lr - (0.002 if config.inherit else 0.004))
         method = -abs(config.mgd.weight - 2e-5) if config.mgd.weight else 0.0
         return length + rate + method
 
     answers = Answers(monkeypatch, tmp_path, pair, ap)
     choices = answers.choose()
-    assert choices["teacher"]["epochs"] == 16, "32 gain nothing, and 16 are better"
+    assert choices["teacher"]["epochs"] == 32, "64 gain nothing, and 32 are better"
     assert choices["teacher"]["plateau"]
-    assert choices["length"]["epochs"] == 16, "from 16 to 32 the student gains 0.4"
+    assert choices["length"]["epochs"] == 64, "from 64 to 128 the student gains 0.4"
     assert choices["first_rate"]["value"] == 0.004
     assert choices["arms"]["alone"]["rate"] == 0.004
     assert choices["arms"]["inherits"]["rate"] == 0.002
@@ -172,8 +172,8 @@ def test_two_pairs_may_have_one_teacher(monkeypatch, tmp_path):
     choices = answers.choose()
     teachers = [run for run in answers.asked if run.config.student.detector == pair.teacher]
     owner = pairs.PAIRS[pair.teacher_of]
-    assert choices["teacher"]["folder"] == "faster_rcnn/teacher/8-epochs"
-    for run, epochs in zip(teachers, (8, 16), strict=True):
+    assert choices["teacher"]["folder"] == "faster_rcnn/teacher/16-epochs"
+    for run, epochs in zip(teachers, (16, 32), strict=True):
         assert run.folder == tmp_path / f"faster_rcnn/teacher/{epochs}-epochs"
         assert run.config == teacher_config(owner, tmp_path, epochs=epochs, seed=choose.SEED)
     for pair in pairs.PAIRS.values():

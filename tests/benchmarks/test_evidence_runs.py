@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from evidence import choose, work
+from evidence import backbones, choose, pairs, work
 from evidence import measure as measuring
 from evidence.arms import student_config
 from evidence.runs import Planned, claim, read_finished, sessions
+from mgdet.demo.scene import CLASSES
 from mgdet.engine.checkpoint import LAST_FILE, STATE_FILE
 from mgdet.errors import Stalled, TrainingError, UserError
+from mgdet.models import detector_from
+from mgdet.models.start import start
 from tiny import assert_same_tensors, wait_for
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -142,8 +145,8 @@ def test_it_runs_as_it_is_typed_in_any_folder(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "evidence"), "plan", "--only", "solo"]
     process = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.startswith("solo: no choices yet; the next needs solo/search/alone-4-epochs-lr-0.002, ")
-    assert process.stdout.endswith(", solo/teacher/12-epochs, solo/teacher/24-epochs\n")
+    assert process.stdout.startswith("solo: no choices yet; the next needs solo/search/alone-16-epochs-lr-0.002, ")
+    assert process.stdout.endswith(", solo/teacher/24-epochs, solo/teacher/48-epochs\n")
     assert not list(tmp_path.iterdir()), "looking makes nothing"
 
 
@@ -217,3 +220,21 @@ def test_another_run_in_a_folder_is_refused(evidence, tiny_pair):
 def test_a_torn_line_of_sessions_is_passed_over(tmp_path):
     (tmp_path / "sessions.jsonl").write_text('{"machine": "one"}\n{"mach')
     assert sessions(tmp_path) == [{"machine": "one"}]
+
+
+def test_backbones_are_made_once_and_every_detector_starts_from_them(evidence, capsys):
+    pair = pairs.PAIRS["tiny"]
+    assert evidence("data") == 0
+    assert "test_resnet: " in capsys.readouterr().out
+    path = backbones.path_of(evidence.root, pair, pair.student_backbone)
+    written = path.read_bytes()
+    note = backbones.read_note(evidence.root, pair, pair.student_backbone)
+    assert 0 <= note["accuracy"] <= 1
+    assert note["steps"] == 2
+    assert evidence("data") == 0
+    assert path.read_bytes() == written
+    config = student_config(pair, evidence.root, epochs=1, rate=0.002, seed=0)
+    student = detector_from(config.student, 6)
+    start(student, config.student, CLASSES, lambda line: None)
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    assert torch.equal(student.backbone.state_dict()["conv1.0.weight"], weights["conv1.0.weight"])
