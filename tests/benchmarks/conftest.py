@@ -42,7 +42,7 @@ class Evidence:
 
 
 def add_tiny(epochs: int = 1) -> None:
-    """Adds the pair, and lets no schedule be doubled more than once."""
+    """Adds the pair, lets no schedule be doubled more than once, and draws few crops."""
     from evidence import backbones, choose, pairs
 
     backbones.PICTURES, backbones.OTHER_PICTURES = 40, 4
@@ -69,8 +69,8 @@ def tiny_pair(monkeypatch):
     """Adds the pair `tiny` while a test runs."""
     from evidence import backbones, choose, pairs
 
-    backbones.PICTURES, backbones.OTHER_PICTURES = 40, 4
-    monkeypatch.setattr(choose, "LONGEST", choose.LONGEST)
+    for module, name in ((choose, "LONGEST"), (backbones, "PICTURES"), (backbones, "OTHER_PICTURES")):
+        monkeypatch.setattr(module, name, getattr(module, name))
     before = dict(pairs.PAIRS)
     add_tiny()
     yield pairs.PAIRS["tiny"]

@@ -206,9 +206,7 @@ def test_a_run_whose_loss_is_not_finite_is_a_result_and_one_without_images_is_no
 
 
 def test_another_run_in_a_folder_is_refused(evidence, tiny_pair):
-    from evidence import data
-
-    data.make(evidence.root, tiny_pair.images, None)
+    evidence("data")
     (run,) = planned(evidence, tiny_pair, "a")
     work.work([run], work.Clock(0), quiet, wait=False)
     (run.folder / "finished.json").unlink()
