@@ -102,7 +102,7 @@ def test_names():
     assert {name for name, recipe in RECIPES.items() if recipe.kind == "distillation"} - OURS == PAIRS.keys()
 
 
-@pytest.mark.parametrize("name", RECIPES.keys() - OURS)
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - OURS))
 def test_what_is_published_is_said(name):
     recipe = RECIPES[name]
     assert recipe.student
@@ -132,7 +132,7 @@ def test_a_pair_is_the_published_one(name):
     assert config.teacher.weights.startswith(MMDETECTION) or name == "solo_r101_to_r50"
 
 
-@pytest.mark.parametrize("name", RECIPES.keys() - OURS)
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - OURS))
 def test_epochs_are_those_of_the_name(name):
     times = int(RECIPES[name].student[-2])
     config = load_recipe(name)
