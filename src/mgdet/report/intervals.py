@@ -1,6 +1,6 @@
-"""How sure a difference is: a paired bootstrap over the images, and the spread over seeds where there are several runs.
+"""How sure a difference is: resampled images, and the spread over seeds where there are several runs.
 
-The bootstrap resamples the images with replacement, the same ones for both sides: how much does the difference vary?
+The same images are drawn for both sides: how much does the difference vary?
 """
 
 from __future__ import annotations
@@ -89,12 +89,12 @@ def differences(
     truth = Truth(records).coco(masks=metric == "segm", copies=copies)
     number = len(records.classes)
     before, after = (evaluator(truth, _side_by_side(side, copies, number), metric) for side in (baseline, other))
-    drawn = hotcoco.compare(before, after, how.resamples, how.first, CONFIDENCE)
+    errors = image_errors(before, after, how, len(records))
     enough = images_with(records)
     stats: dict[str, Interval | None] = {}
     for name in STATS:
         own = [[scores.stats[name] for scores in side.scores] for side in (baseline, other)]
-        stats[name] = _interval(drawn, name, own) if enough[name] >= FEWEST_IMAGES else None
+        stats[name] = _interval(errors[name], own) if enough[name] >= FEWEST_IMAGES else None
     classes: dict[str, Interval | None] = {}
     for label, name in enumerate(class_rows(records)):
         classes[name] = None
@@ -103,9 +103,9 @@ def differences(
                 matched.params.cat_ids = [label + 1 + copy * number for copy in range(copies)]
                 matched.evaluate()
                 matched.accumulate()
-            drawn = hotcoco.compare(before, after, how.resamples, how.first, CONFIDENCE)
+            errors = image_errors(before, after, how, len(records))
             own = [[scores.per_class[name]["AP"] for scores in side.scores] for side in (baseline, other)]
-            classes[name] = _interval(drawn, "AP", own)
+            classes[name] = _interval(errors["AP"], own)
         tick()
     return stats, classes
 
@@ -136,27 +136,53 @@ def _side_by_side(side: Side, copies: int, number: int) -> Results:
     ]
 
 
-def _interval(drawn: dict[str, Any], stat: str, runs: Sequence[Sequence[float]]) -> Interval:
-    """The interval of one number: of the images alone for single runs, of images and seeds for several.
+def image_errors(
+    before: hotcoco.COCOeval, after: hotcoco.COCOeval, how: Bootstrap, num_images: int
+) -> dict[str, float]:
+    """The standard error of the difference of each of COCO's numbers that comes from the choice of images.
 
-    Both sources of chance are independent: their variances add up, and Student's t has the degrees of freedom that
-    Welch and Satterthwaite give, with no end to those of the bootstrap.
+    hotcoco draws the images with replacement, but an image that is drawn twice counts once: a resample is a part of the
+    images, each of them once, `kept` on average. That is a delete-d jackknife, and what its numbers vary by is to be
+    multiplied by sqrt(kept / (1 - kept)), about 1.31 (Shao and Wu 1989, "A general theory for jackknife variance
+    estimation").
 
     Args:
-        drawn: what `hotcoco.compare` says.
-        stat: the number.
+        before, after: evaluators of the same images that have matched detections.
+        how: the resampling.
+        num_images: how many images there are.
+    """
+    drawn: dict[str, Any] = hotcoco.compare(before, after, how.resamples, how.first, CONFIDENCE)["ci"]
+    kept = 1 - (1 - 1 / num_images) ** num_images
+    return {name: found["std_err"] * math.sqrt(kept / (1 - kept)) for name, found in drawn.items()}
+
+
+def _interval(image_error: float, runs: Sequence[Sequence[float]]) -> Interval:
+    """The interval of one number: of the images alone for single runs, of images and seeds for several.
+
+    Args:
+        image_error: see `image_errors`.
         runs: for each side, the number in each run.
     """
-    value, found = drawn["deltas"][stat], drawn["ci"][stat]
+    value = statistics.fmean(runs[1]) - statistics.fmean(runs[0])
     several = [own for own in runs if len(own) > 1]
-    variances = [statistics.variance(own) / len(own) for own in several]
-    seeds = sum(variances)
-    if seeds == 0:
-        return Interval(value, found["lower"], found["upper"], bool(several))
-    total = found["std_err"] ** 2 + seeds
-    freedom = total**2 / sum(variance**2 / (len(own) - 1) for variance, own in zip(variances, several))
-    reach = student_t((1 + CONFIDENCE) / 2, freedom) * math.sqrt(total)
-    return Interval(value, value - reach, value + reach, True)
+    reach = reach_of(image_error, [(statistics.variance(own) / len(own), len(own) - 1) for own in several])
+    return Interval(value, value - reach, value + reach, bool(several))
+
+
+def reach_of(image_error: float, others: Sequence[tuple[float, int]]) -> float:
+    """Half the width of the interval around a difference that several independent sources of chance move.
+
+    Their variances add up, and Student's t has the degrees of freedom that Welch and Satterthwaite give, with no end to
+    those of the images.
+
+    Args:
+        image_error: see `image_errors`.
+        others: variance and degrees of freedom of each other source.
+    """
+    total = image_error**2 + sum(variance for variance, _ in others)
+    known = sum(variance**2 / freedom for variance, freedom in others)
+    freedom = total**2 / known if known else math.inf
+    return student_t((1 + CONFIDENCE) / 2, freedom) * math.sqrt(total)
 
 
 def student_t(share: float, freedom: float) -> float:
