@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).parent.parent)  # the package itself, not its files as modules
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the package itself, not its files as modules
     from evidence.commands import main
 
     sys.exit(main(sys.argv[1:]))

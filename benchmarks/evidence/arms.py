@@ -8,7 +8,7 @@ from typing import Any
 
 from evidence import backbones
 from evidence.data import choose_root, data_config
-from evidence.pairs import Pair, sweeps_of
+from evidence.pairs import DECAY, Pair, sweeps_of
 from mgdet.config import (
     METHODS,
     PROPOSALS_PER_LEVEL,
@@ -35,18 +35,25 @@ class Arm:
     method: a section of the config; empty for none.
     inherit: starts with the teacher's neck and head.
     settings: what else it changes, by dotted name.
+    length: how many times as long it trains.
     """
 
     name: str
     method: str = ""
     inherit: bool = False
     settings: tuple[tuple[str, float], ...] = ()
+    length: int = 1
+
+    @property
+    def searched_as(self) -> str:
+        """The arm whose search it takes its settings from."""
+        return self.name.partition(".")[0]
 
     @property
     def title(self) -> str:
         """Its row in the table."""
         if not self.method:
-            return "inherits only" if self.inherit else "alone"
+            return "inherits only" if self.inherit else "alone" + (", twice as long" if self.length == 2 else "")
         title = TITLES.get(self.method, self.method) + (", inherits" if self.inherit else "")
         return title + "".join(f", {name} {value:g}" for name, value in self.settings)
 
@@ -58,13 +65,15 @@ class Arm:
 
 ALONE = Arm("alone")
 INHERITS = Arm("inherits", inherit=True)
+TWICE = Arm("alone.twice", length=2)
+"""Whether the student alone is at its plateau, on the images and with the seeds that are reported."""
 SWEPT = Arm("mgd-inherits", "mgd", True)
 """The arm that sweeps change."""
 
 
 def arms_of(pair: Pair) -> list[Arm]:
     """The arms of a pair. PKD and FGD inherit, as MGD does; what a method does without it is shown for MGD."""
-    arms = [ALONE, INHERITS, Arm("mgd", "mgd")]
+    arms = [ALONE, TWICE, INHERITS, Arm("mgd", "mgd")]
     return arms + [Arm(f"{method}-inherits", method, True) for method in METHODS if method in pair.strengths]
 
 
@@ -87,7 +96,7 @@ def sweep_arms(pair: Pair, chosen: float) -> list[Arm]:
     return result
 
 
-def student_config(pair: Pair, root: Path, *, epochs: int, rate: float, seed: int) -> Config:
+def student_config(pair: Pair, root: Path, *, epochs: int, rate: float, seed: int, decay: float = DECAY) -> Config:
     """The student alone."""
     data = data_config(choose_root(root, pair.images), pair.images.size)
     return Config(
@@ -96,7 +105,7 @@ def student_config(pair: Pair, root: Path, *, epochs: int, rate: float, seed: in
         mgd=MGDConfig(mask_ratio=pair.mask_ratio),
         pkd=PKDConfig(),
         data=data,
-        optimizer=OptimizerConfig(name="adamw", lr=rate, weight_decay=0.01, clip_norm=5.0),
+        optimizer=OptimizerConfig(name="adamw", lr=rate, weight_decay=decay, clip_norm=5.0),
         schedule=ScheduleConfig(shape="cosine", epochs=epochs, drops=(), warmup_steps=WARMUP_STEPS),
         train=TrainConfig(
             batch=pair.batch,
@@ -118,7 +127,16 @@ def teacher_config(pair: Pair, root: Path, *, epochs: int, seed: int) -> Config:
 
 
 def arm_config(
-    pair: Pair, root: Path, arm: Arm, *, teacher: Path | None, strength: float, epochs: int, rate: float, seed: int
+    pair: Pair,
+    root: Path,
+    arm: Arm,
+    *,
+    teacher: Path | None,
+    strength: float,
+    epochs: int,
+    rate: float,
+    seed: int,
+    decay: float = DECAY,
 ) -> Config:
     """One run of an arm.
 
@@ -128,10 +146,10 @@ def arm_config(
         arm: the arm.
         teacher: folder of the teacher's run; None for the student alone.
         strength: of the arm's method.
-        epochs, rate: the schedule and its learning rate.
+        epochs, rate, decay: the schedule, its learning rate and weight decay.
         seed: of the run.
     """
-    config = student_config(pair, root, epochs=epochs, rate=rate, seed=seed)
+    config = student_config(pair, root, epochs=arm.length * epochs, rate=rate, seed=seed, decay=decay)
     if arm.method or arm.inherit:
         assert teacher is not None
         config.teacher = _model(pair, pair.teacher, pair.teacher_backbone, str(teacher / LAST_FILE))

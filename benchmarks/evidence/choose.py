@@ -1,22 +1,24 @@
 """Every choice, by AP of the last student on the validation images, with a seed that is not reported.
 
-1. The teacher's length: doubled while that gains `GAIN` or more; the better of the last two is the teacher.
-2. A learning rate for the student alone at length 1x, and with it the student's length: the shortest of 1x, 2x, 4x, ...
+1. A learning rate for the student alone at length 1x, and with it the student's length: the shortest of 1x, 2x, 4x, ...
    from which twice as long gains no more than `GAIN`.
-3. One search for each arm at length 1x, all of one size: the learning rate of the arms without a method, and the
-   strength of each method at the rate of the arm that starts as it does.
+2. The teacher's length: doubled while that gains `GAIN` or more; the better of the last two is the teacher.
+3. Two searches for each arm at length 1x, all of one size: the learning rate, which an arm with a method takes from the
+   arm that starts as it does, and then weight decay, or the method's strength.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from evidence.arms import ALONE, Arm, arm_config, arms_of, student_config, teacher_config
-from evidence.pairs import PAIRS, Pair
-from evidence.runs import Finished, Planned, read_finished
+from evidence.pairs import DECAY, PAIRS, Pair
+from evidence.runs import Finished, Planned, finished_of
+from mgdet.errors import UserError
 from mgdet.files import atomic_write
 
 SEED = 1000
@@ -42,9 +44,19 @@ class Missing(Exception):
 
 
 def read_choices(root: Path, name: str) -> dict[str, Any] | None:
-    """The choices of a pair; None before they have been made."""
+    """The choices of a pair; None before they have been made.
+
+    Raises:
+        UserError: they were made for other settings than `PAIRS` has now.
+    """
     path = root / name / CHOICES_FILE
-    choices: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    choices: dict[str, Any] = json.loads(path.read_text())
+    before, now = choices["pair"], json.loads(json.dumps(asdict(PAIRS[name])))
+    changed = [setting for setting in now if before.get(setting) != now[setting]]
+    if changed:
+        raise UserError(f"{path} was made with another {changed[0]} than {name} has now; move {root / name} away")
     return choices
 
 
@@ -62,34 +74,60 @@ def choose(pair: Pair, root: Path, name: str) -> dict[str, Any]:
     """
     folder = root / name
     # The student's runs come first: they are short, and say how long all that follows will take.
+    # The student's runs come first: they are short, and say how long all that follows will take.
     ((first, length), teacher) = _together(
         lambda: _student(pair, root, folder),
         lambda: _teacher(pair, root, name),
     )
-    common: dict[str, Any] = {"teacher": root / teacher["folder"], "epochs": pair.epochs}
-    arms = arms_of(pair)
+    search = _Search(pair, root, folder, root / teacher["folder"])
+    arms = [arm for arm in arms_of(pair) if arm.length == 1]
     plain = [arm for arm in arms if not arm.method]
-    # The student alone is searched first: it needs no teacher and the rates of other arms follow from it.
-    rates = _together(*(_search(pair, root, folder, arm, pair.rates, "rate", strength=0.0, **common) for arm in plain))
-    chosen = {arm.name: own for arm, own in zip(plain, rates)}
-    methods = [arm for arm in arms if arm.method]
-    strengths = _together(
+    rates = dict(zip(plain, _together(*(search(arm, "rate", pair.rates) for arm in plain))))
+    own = _together(
         *(
-            _search(
-                pair,
-                root,
-                folder,
-                arm,
-                pair.strengths[arm.method],
-                "strength",
-                rate=chosen[arm.base.name]["rate"],
-                **common,
-            )
-            for arm in methods
+            search(arm, "strength", pair.strengths[arm.method], rate=rates[arm.base]["value"])
+            if arm.method
+            else search(arm, "decay", pair.decays, rate=rates[arm]["value"])
+            for arm in arms
         )
     )
-    chosen |= {arm.name: own for arm, own in zip(methods, strengths)}
-    return {"seed": SEED, "teacher": teacher, "first_rate": first, "length": length, "arms": chosen}
+    chosen = {
+        arm.name: {
+            **{"rate": rates[arm.base]["value"], "decay": DECAY, "strength": 0.0, second["what"]: second["value"]},
+            "searches": [rates[arm.base], second],
+        }
+        for arm, second in zip(arms, own)
+    }
+    return {
+        "pair": asdict(pair),
+        "seed": SEED,
+        "teacher": teacher,
+        "first_rate": first,
+        "length": length,
+        "arms": chosen,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """Searches of a pair at length 1x, as questions for `_together`."""
+
+    pair: Pair
+    root: Path
+    folder: Path
+    teacher: Path
+
+    def __call__(self, arm: Arm, what: str, values: Sequence[float], **fixed: float) -> Callable[[], dict[str, Any]]:
+        """The best value of a setting, the others fixed."""
+
+        def run(value: float) -> Planned:
+            own = {"rate": 0.0, "decay": DECAY, "strength": 0.0} | fixed | {what: value}
+            config = arm_config(
+                self.pair, self.root, arm, teacher=self.teacher, epochs=self.pair.epochs, seed=SEED, **own
+            )
+            return Planned(self.folder / "search" / _name(arm, self.pair, self.pair.epochs, **own), config)
+
+        return lambda: {"what": what, **_best(self.root, [(value, run(value)) for value in values])}
 
 
 def _together(*questions: Callable[[], Any]) -> list[Any]:
@@ -123,42 +161,17 @@ def _student(pair: Pair, root: Path, folder: Path) -> tuple[dict[str, Any], dict
 
     def run(epochs: int, rate: float) -> Planned:
         config = student_config(pair, root, epochs=epochs, rate=rate, seed=SEED)
-        return Planned(folder / "search" / _name(ALONE, epochs, rate), config)
+        return Planned(folder / "search" / _name(ALONE, pair, epochs, rate=rate), config)
 
-    first = _best(root, [(rate, run(pair.epochs, rate)) for rate in pair.rates])
+    first = {"what": "rate"} | _best(root, [(rate, run(pair.epochs, rate)) for rate in pair.rates])
     tried, plateau = _lengthen(root, pair.epochs, lambda epochs: run(epochs, first["value"]))
     chosen = tried[-2 if plateau else -1]
     return first, {"epochs": chosen["epochs"], "AP": chosen["AP"], "plateau": plateau, "tried": tried}
 
 
-def _search(
-    pair: Pair,
-    root: Path,
-    folder: Path,
-    arm: Arm,
-    values: Sequence[float],
-    what: str,
-    *,
-    teacher: Path,
-    epochs: int,
-    **fixed: float,
-) -> Callable[[], dict[str, Any]]:
-    """The search of one arm for its rate or its strength; `fixed` is the other of the two."""
-
-    def run(value: float) -> Planned:
-        own = {**fixed, what: value}
-        config = arm_config(pair, root, arm, teacher=teacher, epochs=epochs, seed=SEED, **own)
-        return Planned(folder / "search" / _name(arm, epochs, own["rate"], own["strength"], pair.strength), config)
-
-    def answer() -> dict[str, Any]:
-        best = _best(root, [(value, run(value)) for value in values])
-        return {"what": what, **fixed, what: best["value"], **best}
-
-    return answer
-
-
-def _name(arm: Arm, epochs: int, rate: float, strength: float = 0.0, what: str = "") -> str:
-    return f"{arm.name}-{epochs}-epochs-lr-{rate:g}" + (f"-{what}-{strength:g}" if arm.method else "")
+def _name(arm: Arm, pair: Pair, epochs: int, *, rate: float, decay: float = DECAY, strength: float = 0.0) -> str:
+    name = f"{arm.name}-{epochs}-epochs-lr-{rate:g}" + (f"-decay-{decay:g}" if decay != DECAY else "")
+    return name + (f"-{pair.strength}-{strength:g}" if arm.method else "")
 
 
 def _lengthen(root: Path, first: int, run: Callable[[int], Planned]) -> tuple[Tried, bool]:
@@ -189,7 +202,7 @@ def _best(root: Path, runs: Sequence[tuple[float, Planned]]) -> dict[str, Any]:
 
 
 def _results(runs: Sequence[Planned]) -> list[Finished]:
-    found = [read_finished(run.folder) for run in runs]
+    found = [finished_of(run) for run in runs]
     missing = [run for run, result in zip(runs, found) if result is None]
     if missing:
         raise Missing(missing)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,13 @@ import torch
 
 import evidence
 from evidence import backbones, data, words
-from evidence.arms import SWEPT, Arm, arm_config, arms_of, sweep_arms
+from evidence.arms import SWEPT, Arm, arm_config, arms_of, sweep_arms, teacher_config
 from evidence.choose import Missing, choose, read_choices, write_choices
 from evidence.differences import Row, fill
 from evidence.measure import Measured, TestImages
 from evidence.page import Page
 from evidence.pairs import PAIRS, Pair
-from evidence.runs import Planned, read_finished
+from evidence.runs import Planned, finished_of
 from evidence.work import Asked, Clock, stoppable, work
 from mgdet.errors import TrainingError, UserError, nearest
 from mgdet.files import atomic_write
@@ -41,7 +43,7 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(options.threads)
     clock = Clock(getattr(options, "hours", 0.0))
     try:
-        with stoppable():
+        with working_in(options), stoppable():
             command: Callable[[argparse.Namespace, Clock], None] = options.command
             command(options, clock)
     except Asked as asked:
@@ -51,6 +53,24 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"evidence: {error}\n")
         return 2 if isinstance(error, UserError) else 1
     return 0
+
+
+@contextmanager
+def working_in(options: argparse.Namespace) -> Iterator[None]:
+    """Works in the root: runs then hold names inside it, and go on where it is moved or another machine has it."""
+    before = Path.cwd()
+    for name in ("bccd", "out"):
+        path = getattr(options, name, None)
+        setattr(options, name, None if path is None else path.resolve())
+    if options.command is not plan:
+        options.root.mkdir(parents=True, exist_ok=True)
+    if options.root.is_dir():
+        os.chdir(options.root)
+    options.root = Path()
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,11 +101,15 @@ def parser() -> argparse.ArgumentParser:
         own.add_argument("--bccd", type=Path, help="folder of BCCD, for the pairs of that name")
         if function in (tune, run):
             own.add_argument("--hours", type=float, default=0.0, help="stop after so many hours; 0: do not")
-        if function in (run, plan, table):
+        if function in (run, plan):
             own.add_argument("--seeds", type=int, nargs="+", help="of the runs; else 0, 1, ... as each pair says")
+        if function is run:
+            own.add_argument("--anyway", action="store_true", help="also where the teacher is hardly better")
+        if function in (run, plan, table):
             own.add_argument("--sweeps", action="store_true", help="also the sweeps of MGD's mask ratio and strength")
         if function is table:
             own.add_argument("--out", type=Path, default=RESULTS, help="folder for the pages")
+            own.add_argument("--partial", action="store_true", help="also before all runs are finished")
             own.add_argument("--date", default=time.strftime("%Y-%m"), help="in the name of the page")
     return result
 
@@ -111,7 +135,7 @@ def tune(options: argparse.Namespace, clock: Clock) -> None:
                 write_choices(options.root, name, {"made": time.strftime("%Y-%m-%d %H:%M:%S"), **choices})
         choices = _choices(options.root, name)
         say(f"{name}: {options.root / name / 'choices.json'}")
-        say(words.of_lead(choices["teacher"]["AP"] - choices["length"]["AP"], "AP on the validation images"))
+        say(words.of_lead(_lead(choices), "AP on the validation images"))
 
 
 def run(options: argparse.Namespace, clock: Clock) -> None:
@@ -119,6 +143,11 @@ def run(options: argparse.Namespace, clock: Clock) -> None:
     lists = []
     for name in pairs_of(options.only):
         choices = _choices(options.root, name)
+        if _lead(choices) < words.TEACHER_LEAD and not options.anyway:
+            raise UserError(
+                f"{name}: {words.of_lead(_lead(choices), 'AP on the validation images')} There is little to learn from "
+                "it; --anyway trains the students nevertheless"
+            )
         _prepare(options, PAIRS[name])
         lists.append([planned for _, planned in reported(options, name, choices)])
     work(_in_turns(lists), clock, say, wait=False)
@@ -132,7 +161,7 @@ def plan(options: argparse.Namespace, clock: Clock) -> None:
             say(f"{name}: no choices yet{_waiting(options.root, name)}")
             continue
         runs = reported(options, name, choices)
-        found = [(arm, planned, read_finished(planned.folder)) for arm, planned in runs]
+        found = [(arm, planned, finished_of(planned)) for arm, planned in runs]
         left = [(arm, planned) for arm, planned, finished in found if finished is None]
         seconds = [finished.seconds for *_, finished in found if finished is not None and finished.seconds]
         about = f", about {len(left) * sum(seconds) / len(seconds) / 3600:.1f} hours" if seconds and left else ""
@@ -143,12 +172,23 @@ def plan(options: argparse.Namespace, clock: Clock) -> None:
 
 def table(options: argparse.Namespace, clock: Clock) -> None:
     """`table`"""
+    if any("/" in pattern for pattern in options.only):
+        raise UserError("a page holds all arms of a pair; give --only PAIR")
     for name in pairs_of(options.only):
         choices = _choices(options.root, name)
-        page = _page(options, name, choices)
-        path = options.out / f"evidence-{name}-{options.date}.md"
+        left = [run for _, run in reported(options, name, choices) if finished_of(run) is None]
+        if left and not options.partial:
+            raise UserError(f"{name}: {len(left)} runs are not finished, the first in {left[0].folder}; run goes on")
+        page = _page(options, name, choices, left)
+        path = options.out / f"evidence-{name}-{options.date}{'-partial' if left else ''}.md"
         atomic_write(path, lambda file, page=page: file.write(page.text(options.date).encode()))  # type: ignore[misc]
         say(f"{name}: {path}")
+
+
+def _lead(choices: dict[str, Any]) -> float:
+    """AP of the teacher above the student alone, on the validation images."""
+    lead: float = choices["teacher"]["AP"] - choices["length"]["AP"]
+    return lead
 
 
 def _prepare(options: argparse.Namespace, pair: Pair) -> None:
@@ -156,17 +196,17 @@ def _prepare(options: argparse.Namespace, pair: Pair) -> None:
     backbones.make(options.root, pair, say)
 
 
-def _page(options: argparse.Namespace, name: str, choices: dict[str, Any]) -> Page:
+def _page(options: argparse.Namespace, name: str, choices: dict[str, Any], left: list[Planned]) -> Page:
     pair, root = PAIRS[name], options.root
     images = TestImages(pair, root, name, say)
     runs = reported(options, name, choices)
-    teacher = images.measure([root / choices["teacher"]["folder"]])
+    teacher = images.measure([_teacher(pair, root, choices)])
 
     def rows(sweep: bool) -> list[Row]:
         arms = dict.fromkeys(arm for arm, _ in runs if bool(arm.settings) == sweep)
         found: list[Row] = []
         for arm in arms:
-            measured: list[Measured] = images.measure([planned.folder for own, planned in runs if own == arm])
+            measured: list[Measured] = images.measure([planned for own, planned in runs if own == arm])
             found += [Row(arm, measured)] if measured else []
         return found
 
@@ -183,14 +223,14 @@ def _page(options: argparse.Namespace, name: str, choices: dict[str, Any]) -> Pa
         teacher=teacher[0] if teacher else None,
         images=len(images.records),
         looks=images.looks,
-        missing=[planned for _, planned in runs if read_finished(planned.folder) is None],
+        missing=left,
     )
 
 
 def reported(options: argparse.Namespace, name: str, choices: dict[str, Any]) -> list[tuple[Arm, Planned]]:
     """The runs of a pair that are reported, all arms with one seed before the next seed."""
     pair = PAIRS[name]
-    seeds = options.seeds if options.seeds is not None else range(pair.seeds)
+    seeds = getattr(options, "seeds", None) or range(pair.seeds)
     arms = arms_of(pair)
     if options.sweeps:
         arms += sweep_arms(pair, choices["arms"][SWEPT.name]["strength"])
@@ -198,9 +238,14 @@ def reported(options: argparse.Namespace, name: str, choices: dict[str, Any]) ->
     return [(arm, planned(pair, options.root, name, arm, choices, seed)) for seed in seeds for arm in arms]
 
 
+def _teacher(pair: Pair, root: Path, choices: dict[str, Any]) -> Planned:
+    own, chosen = PAIRS.get(pair.teacher_of, pair), choices["teacher"]
+    return Planned(root / chosen["folder"], teacher_config(own, root, epochs=chosen["epochs"], seed=choices["seed"]))
+
+
 def planned(pair: Pair, root: Path, name: str, arm: Arm, choices: dict[str, Any], seed: int) -> Planned:
     """One reported run."""
-    searched = choices["arms"][arm.name.partition(".")[0]]
+    searched = choices["arms"][arm.searched_as]
     config = arm_config(
         pair,
         root,
@@ -208,6 +253,7 @@ def planned(pair: Pair, root: Path, name: str, arm: Arm, choices: dict[str, Any]
         teacher=root / choices["teacher"]["folder"],
         strength=searched["strength"],
         rate=searched["rate"],
+        decay=searched["decay"],
         epochs=choices["length"]["epochs"],
         seed=seed,
     )

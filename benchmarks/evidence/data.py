@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from mgdet.data.records import Records
 from mgdet.demo.shapes import write_shapes
 from mgdet.errors import UserError
 
-CHOOSE_SEED, TEST_SEED = 0, 1
-"""Seeds of what is drawn: training and validation images from one, test images from the other."""
+CHOOSE_SEED, TEST_SEED = 31_001, 31_002
+"""Seeds of what is drawn: training and validation images from one, test images from the other. No demo has them."""
 BCCD_SEED = 0
 """Of the training photographs that become validation images."""
+STAMP_FILE = "splits.json"
 
 
 def choose_root(root: Path, images: Shapes | Bccd) -> Path:
@@ -85,7 +87,11 @@ def _make(root: Path, images: Shapes | Bccd, photographs: Path | None) -> None:
         write_shapes(choose, num_train=images.num_train, num_val=images.num_val, seed=CHOOSE_SEED, **common)
         write_shapes(test_root(root, images), num_train=1, num_val=images.num_test, seed=TEST_SEED, **common)
         return
+    stamp = {"images": asdict(images), "seed": BCCD_SEED}
     if is_there(root, images):
+        written = root / "data" / images.name / STAMP_FILE
+        if json.loads(written.read_text()) != json.loads(json.dumps(stamp)):
+            raise UserError(f"{written.parent} holds other splits than are wanted now; move it away")
         return
     if photographs is None:
         raise UserError("this pair needs photographs of blood cells; give the folder of BCCD with --bccd")
@@ -101,6 +107,7 @@ def _make(root: Path, images: Shapes | Bccd, photographs: Path | None) -> None:
         images.size,
         {"train": (records["train"], train), "val": (records["train"], sorted(val))},
     )
+    (root / "data" / images.name / STAMP_FILE).write_text(json.dumps(stamp))
     _write(test_root(root, images), images.size, {"val": (records["val"], list(range(len(records["val"]))))})
 
 

@@ -11,8 +11,9 @@ import hotcoco
 
 from evidence.arms import ALONE, INHERITS, Arm
 from evidence.measure import Measured
+from mgdet.report.intervals import Bootstrap, image_errors, reach_of
 
-RESAMPLES, CONFIDENCE = 1000, 0.95
+RESAMPLING = Bootstrap(resamples=1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +22,16 @@ class Difference:
 
     other: the arm that it is compared with.
     seeds: the difference with each seed.
-    low, high: the interval around the mean difference that a paired bootstrap over the test images gives.
+    low, high: the 95 % interval around their mean. It holds the choice of test images, of which parts are drawn for
+        both arms alike, and the seeds, whose differences are paired.
+    lost: a run of one of the two arms broke off.
     """
 
     other: Arm
     seeds: dict[int, float]
     low: float
     high: float
+    lost: bool
 
     @property
     def mean(self) -> float:
@@ -41,9 +45,8 @@ class Difference:
 
     @property
     def shown(self) -> bool:
-        """Do the interval and every single seed agree on which arm is better?"""
-        same = self.above == len(self.seeds) if self.mean > 0 else self.above == 0
-        return same and (self.low > 0 or self.high < 0) and len(self.seeds) > 1
+        """Is there a difference? Not where the interval covers 0, of one seed, or where runs are missing."""
+        return (self.low > 0 or self.high < 0) and len(self.seeds) > 1 and not self.lost
 
 
 @dataclass(slots=True)
@@ -96,11 +99,14 @@ def fill(rows: Sequence[Row], teacher: Measured | None, truth: dict[str, Any], m
             others = [by_arm[arm] for arm in compared_with(row.arm) if arm in by_arm]
             found = (difference(row, other, truth, metric) for other in others)
             row.differences[metric] = [one for one in found if one is not None]
-            mine, alone = row.mean(metric), by_arm[ALONE].mean(metric) if ALONE in by_arm else None
-            if teacher is not None and teacher.scores and mine is not None and alone is not None and row.arm != ALONE:
+            to_alone = next((one for one in row.differences[metric] if one.other == ALONE), None)
+            if teacher is not None and teacher.scores and to_alone is not None:
+                alone = statistics.fmean(
+                    run.scores[metric]["AP"] for run in by_arm[ALONE].whole if run.seed in to_alone.seeds
+                )
                 distance = teacher.scores[metric]["AP"] - alone
                 if distance > 0:
-                    row.gap[metric] = (mine - alone) / distance
+                    row.gap[metric] = to_alone.mean / distance
 
 
 def difference(row: Row, other: Row, truth: dict[str, Any], metric: str) -> Difference | None:
@@ -113,8 +119,12 @@ def difference(row: Row, other: Row, truth: dict[str, Any], metric: str) -> Diff
     each = {seed: mine[seed].scores[metric]["AP"] - theirs[seed].scores[metric]["AP"] for seed in seeds}
     sides = ([own[seed].results for seed in seeds] for own in (theirs, mine))
     before, after = (evaluator(truth, side, metric) for side in sides)
-    found = hotcoco.compare(before, after, RESAMPLES, 0, CONFIDENCE)["ci"]["AP"]
-    return Difference(other.arm, each, found["lower"], found["upper"])
+    error = image_errors(before, after, RESAMPLING, len(truth["images"]))["AP"]
+    values, number = list(each.values()), len(each)
+    of_seeds = [(statistics.variance(values) / number, number - 1)] if number > 1 else []
+    mean, reach = statistics.fmean(values), reach_of(error, of_seeds)
+    lost = any(len(own.whole) < len(own.runs) for own in (row, other))
+    return Difference(other.arm, each, mean - reach, mean + reach, lost)
 
 
 def evaluator(truth: dict[str, Any], runs: Sequence[list[dict[str, Any]]], metric: str) -> hotcoco.COCOeval:

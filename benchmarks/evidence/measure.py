@@ -16,7 +16,7 @@ import torch
 
 from evidence.data import data_config, fingerprint, test_root
 from evidence.pairs import Pair
-from evidence.runs import Finished, commit, read_finished
+from evidence.runs import Finished, Planned, commit, finished_of
 from evidence.work import Say
 from mgdet.data.open import open_splits
 from mgdet.data.records import Records
@@ -68,10 +68,10 @@ class TestImages:
         self.records: Records = open_splits(self._data, val_masks=masks, required=("val",)).records["val"]
         self.truth: dict[str, Any] = json.loads((test_root(root, pair.images) / "annotations/val.json").read_text())
 
-    def measure(self, folders: Sequence[Path]) -> list[Measured]:
-        """The runs of these folders that are finished, in their order."""
-        runs = [(folder, finished) for folder in folders if (finished := read_finished(folder)) is not None]
-        return [self._measure(folder, finished) for folder, finished in runs]
+    def measure(self, runs: Sequence[Planned]) -> list[Measured]:
+        """Those of these runs that are finished, in their order."""
+        found = [(run.folder, finished) for run in runs if (finished := finished_of(run)) is not None]
+        return [self._measure(folder, finished) for folder, finished in found]
 
     @property
     def looks(self) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence import words
-from evidence.backbones import BATCH, read_note
+from evidence.backbones import BATCH, PICTURES, read_note
 from evidence.choose import GAIN
 from evidence.differences import Row
 from evidence.measure import Measured
@@ -79,10 +79,11 @@ class Page:
         shared = "" if pair.teacher == pair.student else another
         return (
             f"{pair.teacher} with {pair.teacher_backbone} teaches {pair.student} with {pair.student_backbone}, "
-            f"{pair.channels} channels. {self._start()} {what}. Every choice was made on the validation "
-            f"images. All arms share seeds, order of images and schedule: epochs {self.choices['length']['epochs']}, "
-            f"batch {pair.batch}, precision {precision}; learning rates are those of "
-            f"the searches below.{shared} A score is that of the last student of a run, in float32."
+            f"{pair.channels} channels. {self._start()} {what}. Lengths, rates, decays and strengths were chosen on "
+            "the validation images, everything else by hand before any run. All arms share seeds, order of images and "
+            f"schedule: {self.choices['length']['epochs']} epochs, batch {pair.batch}, precision {precision}.{shared} "
+            "A score is that of the last student of a run, in float32. There is one teacher and one set of backbones; "
+            "what another of them would change is in no interval."
         )
 
     def _start(self) -> str:
@@ -93,12 +94,24 @@ class Page:
         notes = {name: read_note(self.root, pair, name) for name in (pair.student_backbone, pair.teacher_backbone)}
         said = ", ".join(f"{name} {percent(note['accuracy'])} % right" for name, note in notes.items())
         return (
-            f"Necks and heads start from random weights, backbones from {pair.pretraining:,} steps of naming single "
-            f"shapes on {BATCH} crops each, of pictures of other seeds ({said} on more such crops)."
+            f"Necks and heads start from random weights. Backbones have classified crops of single shapes before: "
+            f"{pair.pretraining:,} steps of {BATCH} crops from {PICTURES:,} further pictures with the classes of "
+            f"`shapes` ({said} on crops of others). All arms start from them, as does the teacher."
         )
 
     def _arms(self, metric: str) -> str:
-        header = ["", "AP", "sd", "AP50", "AP75", "seeds", "to alone", "to inherits only", "gap closed", "search runs"]
+        header = [
+            "",
+            "AP",
+            "sd",
+            "AP50",
+            "AP75",
+            "seeds",
+            "minus alone",
+            "minus inherits only",
+            "gap closed",
+            "search runs",
+        ]
         header += ["images/s", "minutes"]
         lines = []
         if self.teacher is not None and self.teacher.scores:
@@ -110,10 +123,10 @@ class Page:
         lines += [self._arm(row, metric) for row in self.rows]
         note = (
             "AP in percent, mean and standard deviation over seeds. Differences are means over the seeds that both "
-            "arms have, with the 95 % interval of a paired bootstrap over the test images and the number of seeds in "
-            "which the arm is above. Search runs: those of the arm's own search, beside the "
-            f"{self._shared()} that chose rate and length for all. Images/s and minutes are those of the training of "
-            "one run, whatever else the machine did meanwhile."
+            "arms have, with a 95 % interval (parts of the test images drawn for both alike, and the seeds' paired "
+            "differences, as Student's t) and the number of seeds in which the arm is above. Search runs: those of the "
+            "arm's two searches at length 1x. Images/s and minutes are those of training one run; the machine also did "
+            "other work."
         )
         return f"{_table(header, lines)}\n\n{note}"
 
@@ -130,25 +143,21 @@ class Page:
         gap = row.gap.get(metric)
         speeds = [run.finished.images_per_second for run in row.whole]
         minutes = [run.finished.seconds / 60 for run in row.whole]
-        search = self.choices["arms"].get(row.arm.name)
+        searched = self.choices["arms"][row.arm.searched_as]
         return [
             row.arm.title,
             percent(row.mean(metric)),
             "" if deviation is None else percent(deviation),
             percent(row.mean(metric, "AP50")),
             percent(row.mean(metric, "AP75")),
-            str(len(row.whole)),
+            str(len(row.whole)) if len(row.whole) == len(row.runs) else f"{len(row.whole)} of {len(row.runs)}",
             shown("alone"),
             shown("inherits"),
             "" if gap is None else f"{gap:.0%}".replace("%", " %").replace("-", words.MINUS),
-            "" if search is None else str(len(search["tried"])),
+            str(len({tried["folder"] for own in searched["searches"] for tried in own["tried"]})),
             f"{sum(speeds) / len(speeds):.1f}" if speeds else "",
             f"{sum(minutes) / len(minutes):.0f}" if minutes else "",
         ]
-
-    def _shared(self) -> int:
-        tried = self.choices["first_rate"]["tried"] + self.choices["length"]["tried"]
-        return len({own["folder"] for own in tried})
 
     def _sentences(self) -> list[str]:
         metric = self.pair.metrics[0]
@@ -157,7 +166,7 @@ class Page:
         if self.base is not None and self.sweeps:
             own = {"mgd.mask_ratio": self.pair.mask_ratio}
             own[f"mgd.{self.pair.strength}"] = self.choices["arms"][self.base.arm.name]["strength"]
-            sentences += words.of_sweeps(self.sweeps, self.base, sweeps_of(self.pair), own, metric)
+            sentences += words.of_sweeps(self.sweeps, self.base, sweeps_of(self.pair), own)
         broken = [run for row in (*self.rows, *self.sweeps) for run in row.runs if not run.scores]
         sentences += [f"{self._relative(run.folder)} broke off: {run.finished.error}" for run in broken]
         return sentences
@@ -194,16 +203,19 @@ class Page:
         choices = self.choices
         lines = [
             [f"teacher's length, at a rate of {self.pair.teacher_rate:g}", *_tried(choices["teacher"], "epochs")],
-            [f"rate alone at 1x, epochs {self.pair.epochs}", *_tried(choices["first_rate"], "value")],
             ["student's length", *_tried(choices["length"], "epochs")],
         ]
         for name, own in choices["arms"].items():
-            what = f"{self.pair.strength}, rate {own['rate']:g}" if own["what"] == "strength" else own["what"]
-            lines.append([f"{name}: {what}", *_tried(own, "value")])
+            for search in own["searches"] if own["strength"] == 0 else own["searches"][1:]:
+                what = self.pair.strength if search["what"] == "strength" else search["what"]
+                at = "" if search["what"] == "rate" else f", at a rate of {own['rate']:g}"
+                lines.append([f"{name}: {what}{at}", *_tried(search, "value")])
+        precision = self.pair.amp if self.pair.amp != "off" else "float32"
         note = (
-            f"AP on the validation images, seed {choices['seed']}, which is not reported; rates and strengths at "
-            f"1x. A length is the shortest from which twice as long gains at most {100 * GAIN:g} AP; the teacher is "
-            f"the better of the last two."
+            f"AP on the validation images in {precision}, seed {choices['seed']}, which is not reported. Rates, decays "
+            f"and strengths are those that are best at 1x, {self.pair.epochs} epochs; they need not be the best for "
+            "longer. A method takes the rate of the arm that starts as it does. A length is the shortest from which "
+            f"twice as long gains at most {100 * GAIN:g} AP; the teacher is the better of the last two."
         )
         return f"{_table(['search', 'chosen', 'tried: AP'], lines)}\n\n{note}"
 
@@ -211,7 +223,7 @@ class Page:
         """Machines, versions and commands of all runs."""
         folders = [run.folder for row in (*self.rows, *self.sweeps) for run in row.runs]
         searched = [self.choices["teacher"], self.choices["first_rate"], self.choices["length"]]
-        searched += self.choices["arms"].values()
+        searched += [search for own in self.choices["arms"].values() for search in own["searches"]]
         folders += [self.root / one["folder"] for own in searched for one in own["tried"]]
         noted = [session for folder in dict.fromkeys(folders) for session in sessions(folder)]
         lines = [f"Trained on: {_kinds(noted, 'machine', 'threads')}."]

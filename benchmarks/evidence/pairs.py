@@ -53,6 +53,10 @@ BF16_EDGE = 64
 """The stride, in pixels, of the last map that a convolution of stride 2 reads, in RetinaNet and RepPoints."""
 
 
+DECAY = 0.01
+"""AdamW's weight decay, where it is not searched for."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """A teacher and a student, everything that all arms share, and what is searched.
@@ -71,8 +75,10 @@ class Pair:
     teacher_epochs: the teacher's.
     teacher_rate: the teacher's learning rate.
     rates: learning rates that are searched, for 16 images per step.
+    decays: weight decays that are searched for arms without a method, as a method's strength is for those with one.
     strength: the setting by which methods are searched, a weight or a share of the gradient.
-    strengths: for each method, its values that are searched; as many as there are rates.
+    strengths: for each method, its values that are searched, as many as there are decays; the published weight of MGD
+        and PKD for one-stage detectors, and FGD's parts as published times these.
     mask_ratio: MGD's, as published.
     fgd: the parts of FGD, as published.
     seeds: how many runs of each arm are reported.
@@ -95,6 +101,7 @@ class Pair:
     teacher_epochs: int = 16
     teacher_rate: float = 0.004
     rates: tuple[float, ...] = (0.002, 0.004, 0.008)
+    decays: tuple[float, ...] = (0.001, DECAY, 0.1)
     strength: str = "weight"
     strengths: dict[str, tuple[float, ...]] = field(
         default_factory=lambda: {
@@ -124,7 +131,7 @@ EASY = Shapes(smallest=1080.0)
 PAIRS: dict[str, Pair] = {
     "retinanet": Pair(teacher="retinanet", student="retinanet", seeds=5),
     "faster_rcnn": CASCADE,
-    "mask_rcnn": replace(CASCADE, student="mask_rcnn", teacher_of="faster_rcnn", metrics=("segm", "bbox")),
+    "mask_rcnn": replace(CASCADE, student="mask_rcnn", teacher_of="faster_rcnn", metrics=("bbox", "segm")),
     "reppoints": Pair(
         teacher="reppoints",
         student="reppoints",

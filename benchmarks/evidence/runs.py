@@ -25,9 +25,11 @@ from filelock import FileLock, Timeout
 
 import mgdet
 from mgdet.config import Config
-from mgdet.engine.checkpoint import LAST_FILE, read_config
+from mgdet.engine.checkpoint import LAST_FILE, flatten, read_config
+from mgdet.errors import UserError
 from mgdet.files import atomic_write, sha256_of
 
+HERE = Path(__file__).resolve().parent
 FINISHED_FILE, SESSIONS_FILE, CLAIM_FILE = "finished.json", "sessions.jsonl", ".claim"
 
 
@@ -72,6 +74,24 @@ def read_finished(folder: Path) -> Finished | None:
         return Finished(**json.loads((folder / FINISHED_FILE).read_text()))
     except FileNotFoundError:
         return None
+
+
+def finished_of(run: Planned) -> Finished | None:
+    """What a run ended with; None while it has not.
+
+    Raises:
+        UserError: the folder holds another run than the one that is wanted.
+    """
+    finished, config = read_finished(run.folder), read_config(run.folder)
+    if finished is None or config is None:
+        return finished
+    before, now = flatten(config.to_dict()), flatten(run.config.to_dict())
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise UserError(
+                f"{run.folder} holds a run with {name} {before.get(name)!r}, not {now.get(name)!r}; move it away"
+            )
+    return finished
 
 
 def write_finished(folder: Path, error: str = "") -> None:
@@ -158,7 +178,7 @@ def commit() -> str:
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--exclude=*", "--dirty=+"],
-            cwd=Path(__file__).parent,
+            cwd=HERE,
             capture_output=True,
             text=True,
             check=True,
@@ -168,5 +188,8 @@ def commit() -> str:
 
 
 def command() -> str:
-    """What was typed."""
-    return shlex.join(["python", "benchmarks/evidence", *sys.argv[1:]])
+    """What was typed, with names in place of this machine's folders."""
+    typed, named = list(sys.argv[1:]), {"--root": "ROOT", "--bccd": "BCCD", "--out": "OUT"}
+    for place, option in enumerate(typed[:-1]):
+        typed[place + 1] = named.get(option, typed[place + 1])
+    return shlex.join(["python", "benchmarks/evidence", *typed])

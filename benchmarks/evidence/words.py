@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evidence.arms import ALONE, INHERITS
-from evidence.differences import CONFIDENCE, Difference, Row
+from evidence.differences import Difference, Row
 from evidence.measure import Measured
 from evidence.pairs import Sweep
 
@@ -40,7 +40,7 @@ def of_lead(lead: float, what: str) -> str:
 
 
 def of_teacher(teacher: Measured | None, rows: Sequence[Row], choices: dict[str, Any], metric: str) -> list[str]:
-    """Whether the teacher is far enough above the student alone, and trained to its plateau."""
+    """Whether the teacher is far enough above the student alone, and both were trained to their plateaus."""
     sentences = []
     alone = next((row.mean(metric) for row in rows if row.arm == ALONE), None)
     if teacher is not None and teacher.scores and alone is not None:
@@ -49,7 +49,7 @@ def of_teacher(teacher: Measured | None, rows: Sequence[Row], choices: dict[str,
         sentences.append("The teacher had not reached its plateau: the longest schedule still gained.")
     if not choices["length"]["plateau"]:
         sentences.append("The student alone had not reached its plateau: the longest schedule still gained.")
-    edges = [name for name, own in choices["arms"].items() if own["at_edge"]]
+    edges = [name for name, own in choices["arms"].items() if any(one["at_edge"] for one in own["searches"])]
     if edges:
         sentences.append(
             f"The best value lay at the edge of what was searched for: {', '.join(edges)}. A wider search might find a "
@@ -64,45 +64,52 @@ def of_arms(rows: Sequence[Row], metric: str) -> list[str]:
 
 
 def _difference(row: Row, found: Difference, metric: str) -> str:
-    name = METRIC_NAMES[metric]
-    seeds = f"{found.above} of {len(found.seeds)} seeds"
-    rest = f"{signed(found.mean)} {name} on average, {100 * CONFIDENCE:.0f} % interval over images {interval(found)}"
+    name, number = METRIC_NAMES[metric], len(found.seeds)
+    rest = f"{signed(found.mean)} {name} on average, 95 % interval {interval(found)}"
     rest += f", single seeds {', '.join(map(signed, found.seeds.values()))}"
     if found.shown:
         verb = "is above" if found.mean > 0 else "is below"
-        return f"**{row.arm.title}** {verb} **{found.other.title}**: {rest}, above it in {seeds}."
-    if len(found.seeds) == 1:
+        same = found.above if found.mean > 0 else number - found.above
+        return f"**{row.arm.title}** {verb} **{found.other.title}**: {rest}; so with {same} of {number} seeds."
+    if number == 1:
         return f"One seed, which shows nothing yet, of {row.arm.title} against {found.other.title}: {rest}."
-    return f"No difference shown between {row.arm.title} and {found.other.title}: {rest}, above it in {seeds}."
+    lost = " Runs that broke off are missing." if found.lost else ""
+    return f"No difference is shown between {row.arm.title} and {found.other.title}: {rest}.{lost}"
 
 
 def of_methods(rows: Sequence[Row], metric: str) -> list[str]:
-    """Where the gain comes from: how much of the best arm's gain inheriting alone has."""
-    means = {row.arm: mean for row in rows if (mean := row.mean(metric)) is not None}
-    with_method = {arm: mean for arm, mean in means.items() if arm.method and arm.inherit}
-    if not (ALONE in means and INHERITS in means and with_method):
+    """Where the gain comes from, for the arm that inherits and distils and is best on the validation images."""
+    with_method = [row for row in rows if row.arm.method and row.arm.inherit and row.whole]
+    if not with_method:
         return []
-    best = max(with_method, key=lambda arm: with_method[arm])
-    gain, start = with_method[best] - means[ALONE], means[INHERITS] - means[ALONE]
-    if gain <= 0:
-        return [f"No arm that inherits is above the student alone; the best is {best.title}, {signed(gain)}."]
+    best = max(with_method, key=lambda row: statistics.fmean(run.finished.ap for run in row.whole))
+    to = {found.other: found for found in best.differences[metric]}
+    if ALONE not in to or INHERITS not in to:
+        return []
+    total, own = to[ALONE], to[INHERITS]
+    start = (
+        f"Of the arms that inherit and distil, {best.arm.title} is best on the validation images. On the test images"
+    )
+    if not total.shown or total.mean < 0:
+        return [f"{start} it is not shown to be above the student alone."]
+    if not own.shown or own.mean < 0:
+        return [
+            f"{start} it is {signed(total.mean)} above the student alone, but not shown to be above inheriting alone."
+        ]
     return [
-        f"The best arm that inherits, {best.title}, gains {signed(gain)} over the student alone; inheriting by itself "
-        f"gains {signed(start)}, so {signed(gain - start)} come from the method."
+        f"{start} it is {signed(total.mean)} above the student alone, of which {signed(own.mean)} {interval(own)} come "
+        "from the method and the rest with inheriting."
     ]
 
 
-def of_sweeps(
-    rows: Sequence[Row], base: Row | None, sweeps: Sequence[Sweep], values: dict[str, float], metric: str
-) -> list[str]:
-    """For each sweep the best value, and whether values differ by more than seeds do.
+def of_sweeps(rows: Sequence[Row], base: Row | None, sweeps: Sequence[Sweep], values: dict[str, float]) -> list[str]:
+    """For each sweep the best and the worst value on the validation images, and how far seeds differ.
 
     Args:
         rows: the swept arms.
         base: the arm that they change.
         sweeps: what was swept.
         values: what the base arm has for each setting.
-        metric: the metric.
     """
     sentences = []
     for sweep in sweeps:
@@ -115,12 +122,13 @@ def of_sweeps(
             points[values[sweep.setting]] = base
         if len(points) < 2:
             continue
-        means = {value: statistics.fmean(row.values(metric)) for value, row in points.items()}
+        found = {value: [run.finished.ap for run in row.whole] for value, row in points.items()}
+        means = {value: statistics.fmean(own) for value, own in found.items()}
         best, worst = max(means, key=lambda value: means[value]), min(means, key=lambda value: means[value])
-        deviations = [own for row in points.values() if (own := row.deviation(metric)) is not None]
+        deviations = [statistics.stdev(own) for own in found.values() if len(own) > 1]
         spread = f" Seeds differ by {percent(statistics.fmean(deviations))} (standard deviation)." if deviations else ""
         sentences.append(
-            f"{sweep.setting}: best at {best:g} with {percent(means[best])}, worst at {worst:g} with "
-            f"{percent(means[worst])}.{spread}"
+            f"{sweep.setting}: on the validation images best at {best:g} with AP {percent(means[best])}, worst at "
+            f"{worst:g} with {percent(means[worst])}.{spread}"
         )
     return sentences

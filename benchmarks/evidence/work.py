@@ -12,10 +12,10 @@ from types import FrameType
 
 import torch
 
-from evidence.runs import Planned, claim, note_session, read_finished, write_finished
+from evidence.runs import Planned, claim, finished_of, note_session, read_finished, write_finished
 from mgdet.distributed import World
 from mgdet.engine.loop import train
-from mgdet.errors import Stalled, TrainingError
+from mgdet.errors import NotFinite
 
 WAIT_SECONDS = 10.0
 """Between two looks at runs that other processes work on."""
@@ -108,7 +108,7 @@ def work(planned: Sequence[Planned], clock: Clock, say: Say, *, wait: bool) -> N
         UserError: a run's folder holds another run, or its input is not there.
     """
     while True:
-        left = [run for run in planned if read_finished(run.folder) is None]
+        left = [run for run in planned if finished_of(run) is None]
         done = [attempt(run, clock, say) for run in left]
         if all(done):
             return
@@ -132,9 +132,7 @@ def attempt(run: Planned, clock: Clock, say: Say) -> bool:
                 world = World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
                 try:
                     code = train(run.config, run.folder, resume=True, world=world)
-                except Stalled:
-                    raise
-                except TrainingError as error:  # that a rate is too high is a result
+                except NotFinite as error:  # that a rate is too high is a result
                     write_finished(run.folder, str(error))
                     return True
             if code:

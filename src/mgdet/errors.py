@@ -19,6 +19,10 @@ class TrainingError(RuntimeError):
     """A run that cannot continue: the message says where and why. The command line leaves with exit code 1."""
 
 
+class NotFinite(TrainingError):
+    """Losses or gradients that are no numbers."""
+
+
 class Stalled(TrainingError):
     """No batch comes any more: a process that reads images hangs. No step is half done."""
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -23,7 +24,9 @@ class Evidence:
     def __call__(self, command: str, *options: str) -> int:
         from evidence.commands import main
 
-        return main([command, "--root", str(self.root), "--only", "tiny", *options])
+        arguments = [command, "--root", str(self.root), "--only", "tiny", *options]
+        with patch.object(sys, "argv", ["evidence", *arguments]):  # pages show what was typed
+            return main(arguments)
 
     def start(self, command: str, *, epochs: int) -> subprocess.Popen[str]:
         """The command in a process that can be killed, with students of so many epochs."""

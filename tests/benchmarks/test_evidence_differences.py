@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from evidence import words
 from evidence.arms import ALONE, INHERITS, Arm
-from evidence.differences import Difference, Row, compared_with, evaluator, fill
+from evidence.differences import RESAMPLING, Difference, Row, compared_with, evaluator, fill
 from evidence.measure import Measured
 from evidence.pairs import Pair, sweeps_of
 from evidence.runs import Finished
+from mgdet.report.intervals import image_errors
 
 NUM_IMAGES, NUM_CLASSES = 40, 2
 MGD = Arm("mgd-inherits", "mgd", True)
@@ -66,7 +68,7 @@ def ap_of(truth: dict, runs: list[list[dict]], metric: str) -> dict[str, float]:
 def measured(truth: dict, share: float, seed: int, metric: str = "bbox") -> Measured:
     results = detections(truth, share, seed)
     scores = {metric: ap_of(truth, [results], metric)}
-    return Measured(Path("run"), seed, Finished({"bbox": {"AP": 0.0}}), scores, results)
+    return Measured(Path("run"), seed, Finished({"bbox": {"AP": share}}), scores, results)
 
 
 @pytest.mark.parametrize("metric", ["bbox", "segm"])
@@ -100,10 +102,11 @@ def test_a_large_difference_is_shown_and_none_is_not(truth):
     assert mgd.gap["bbox"] == pytest.approx(((mgd.mean("bbox") or 0) - (alone.mean("bbox") or 0)) / distance)
     text = "\n".join(words.of_arms(rows, "bbox"))
     assert "**MGD, inherits** is above **alone**: +" in text
-    assert "above it in 3 of 3 seeds" in text
-    assert "No difference shown between inherits only and alone: 0.0 box AP" in text
+    assert "so with 3 of 3 seeds" in text
+    assert "No difference is shown between inherits only and alone: 0.0 box AP" in text
     (source,) = words.of_methods(rows, "bbox")
-    assert "inheriting by itself gains 0.0" in source
+    gain = words.signed(to_alone.mean)
+    assert f"it is {gain} above the student alone, of which {gain} [" in source
 
 
 def test_only_seeds_of_both_arms_are_compared(truth):
@@ -124,17 +127,41 @@ def test_a_run_that_broke_off_is_no_zero(truth):
 
 
 @pytest.mark.parametrize(
-    ("seeds", "low", "high", "shown"),
+    ("seeds", "low", "high", "lost", "shown"),
     [
-        ((0.02, 0.03), 0.01, 0.04, True),
-        ((-0.02, -0.03), -0.04, -0.01, True),
-        ((0.02, -0.001), 0.01, 0.04, False),  # one seed says the opposite
-        ((0.02, 0.03), -0.01, 0.04, False),  # other images might
-        ((0.02,), 0.01, 0.04, False),  # one seed
+        ((0.02, 0.03), 0.01, 0.04, False, True),
+        ((-0.02, -0.03), -0.04, -0.01, False, True),
+        ((0.02, 0.03), -0.01, 0.04, False, False),  # other images and seeds might say the opposite
+        ((0.02,), 0.01, 0.04, False, False),  # one seed
+        ((0.02, 0.03), 0.01, 0.04, True, False),  # a run broke off: these are the survivors
     ],
 )
-def test_when_a_difference_is_shown(seeds, low, high, shown):
-    assert Difference(ALONE, dict(enumerate(seeds)), low, high).shown is shown
+def test_when_a_difference_is_shown(seeds, low, high, lost, shown):
+    assert Difference(ALONE, dict(enumerate(seeds)), low, high, lost).shown is shown
+
+
+def test_the_interval_holds_the_images_and_the_paired_seeds(truth):
+    alone, mgd = rows_of(truth, {ALONE: 0.4, MGD: 0.7}, seeds=4)
+    fill([alone, mgd], None, truth, ["bbox"])
+    (found,) = mgd.differences["bbox"]
+    each = [a.scores["bbox"]["AP"] - b.scores["bbox"]["AP"] for a, b in zip(mgd.runs, alone.runs)]
+    assert list(found.seeds.values()) == pytest.approx(each)
+    seeds_alone = stats.t.ppf(0.975, 3) * np.std(each, ddof=1) / 2
+    before, after = (evaluator(truth, [run.results for run in row.runs], "bbox") for row in (alone, mgd))
+    error = image_errors(before, after, RESAMPLING, NUM_IMAGES)["AP"]
+    assert error > 0
+    assert found.high - found.mean > max(seeds_alone * 0.6, 1.96 * error)
+    assert found.high - found.mean == pytest.approx(found.mean - found.low)
+
+
+def test_where_the_method_adds_nothing_is_said(truth):
+    rows = rows_of(truth, {ALONE: 0.2, INHERITS: 0.8, MGD: 0.5}, seeds=3)
+    fill(rows, None, truth, ["bbox"])
+    (said,) = words.of_methods(rows, "bbox")
+    assert said.endswith("above the student alone, but not shown to be above inheriting alone.")
+    rows = rows_of(truth, {ALONE: 0.5, INHERITS: 0.8, MGD: 0.2}, seeds=3)
+    fill(rows, None, truth, ["bbox"])
+    assert words.of_methods(rows, "bbox")[0].endswith("it is not shown to be above the student alone.")
 
 
 def test_what_an_arm_is_compared_with():
@@ -149,7 +176,7 @@ def test_a_weak_teacher_and_searches_at_the_edge_are_said(truth):
     choices = {
         "teacher": {"plateau": False},
         "length": {"plateau": True},
-        "arms": {"alone": {"at_edge": True}, "mgd": {"at_edge": False}},
+        "arms": {"alone": {"searches": [{"at_edge": True}]}, "mgd": {"searches": [{"at_edge": False}]}},
     }
     text = "\n".join(words.of_teacher(measured(truth, 0.8, 0), rows, choices, "bbox"))
     assert "less than the 10 that are asked for" in text
@@ -166,7 +193,6 @@ def test_sweeps_name_the_best_and_the_worst_value(truth):
     ]
     (base,) = rows_of(truth, {MGD: 0.6}, seeds=1)
     (sentence,) = words.of_sweeps(
-        swept, base, sweeps_of(Pair(teacher="a", student="a")), {"mgd.mask_ratio": 0.65, "mgd.weight": 1e-5}, "bbox"
+        swept, base, sweeps_of(Pair(teacher="a", student="a")), {"mgd.mask_ratio": 0.65, "mgd.weight": 1e-5}
     )
-    assert sentence.startswith("mgd.mask_ratio: best at 0.45 with ")
-    assert "worst at 0.25" in sentence
+    assert sentence == ("mgd.mask_ratio: on the validation images best at 0.45 with AP 90.0, worst at 0.25 with 30.0.")

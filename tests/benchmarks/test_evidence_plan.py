@@ -25,8 +25,8 @@ def names(pair: pairs.Pair) -> list[str]:
 @pytest.mark.parametrize("name", pairs.PAIRS)
 def test_what_an_arm_has_to_beat_starts_as_it_does(name):
     pair = pairs.PAIRS[name]
-    assert names(pair) == ["alone", "inherits", "mgd", "mgd-inherits", "pkd-inherits", "fgd-inherits"]
-    assert [arm.base for arm in arms_of(pair)] == [ALONE, INHERITS, ALONE, INHERITS, INHERITS, INHERITS]
+    assert names(pair) == ["alone", "alone.twice", "inherits", "mgd", "mgd-inherits", "pkd-inherits", "fgd-inherits"]
+    assert [arm.base for arm in arms_of(pair)] == [ALONE, ALONE, INHERITS, ALONE, INHERITS, INHERITS, INHERITS]
 
 
 @pytest.mark.parametrize("name", pairs.PAIRS)
@@ -44,6 +44,7 @@ def test_every_arm_is_a_run_that_differs_in_what_it_is_about_alone(tmp_path, nam
         own = flatten(config.to_dict())
         changed = {key for key in own.keys() | alone.keys() if own.get(key) != alone.get(key)}
         about = ("teacher", "inherit", f"{arm.method}.weight", *dict(arm.settings))
+        about += ("schedule.epochs", "train.eval_every") if arm.length > 1 else ()
         assert all(key.startswith(about) for key in changed), changed
         assert not any(str(data.test_root(tmp_path, pair.images)) in str(value) for value in own.values())
 
@@ -60,8 +61,8 @@ def test_sweeps_leave_out_the_arm_itself():
 
 
 def forged_choices(pair: pairs.Pair) -> dict:
-    own = {"rate": 0.002, "strength": 1e-5}
-    arms = {arm.name: own for arm in arms_of(pair)}
+    own = {"rate": 0.002, "decay": 0.01, "strength": 1e-5}
+    arms = {arm.searched_as: own for arm in arms_of(pair)}
     return {"teacher": {"folder": "retinanet/teacher/8-epochs"}, "length": {"epochs": 8}, "arms": arms}
 
 
@@ -72,9 +73,9 @@ def options(tmp_path, **changes) -> argparse.Namespace:
 def test_all_arms_have_a_seed_before_any_has_the_next(tmp_path):
     choices = forged_choices(pairs.PAIRS["retinanet"])
     planned = commands.reported(options(tmp_path), "retinanet", choices)
-    assert [run.config.train.seed for _, run in planned] == [seed for seed in range(5) for _ in range(6)]
-    assert str(planned[7][1].folder) == str(tmp_path / "retinanet/inherits/seed-1")
-    teacher = planned[7][1].config.teacher
+    assert [run.config.train.seed for _, run in planned] == [seed for seed in range(5) for _ in range(7)]
+    assert str(planned[9][1].folder) == str(tmp_path / "retinanet/inherits/seed-1")
+    teacher = planned[9][1].config.teacher
     assert teacher is not None
     assert teacher.weights == str(tmp_path / "retinanet/teacher/8-epochs/student_last.pth")
 
@@ -108,7 +109,7 @@ class Answers:
     def __init__(self, monkeypatch, root, pair, ap):
         self.root, self.pair, self.ap, self.asked = root, pair, ap, []
         self.known: dict = {}
-        monkeypatch.setattr(choose, "read_finished", self.known.get)
+        monkeypatch.setattr(choose, "finished_of", lambda run: self.known.get(run.folder))
 
     def choose(self) -> dict:
         for _ in range(50):
@@ -131,7 +132,7 @@ def test_choices_follow_the_rules(monkeypatch, tmp_path):
         length = {16: 0.20, 32: 0.25, 64: 0.27, 128: 0.274}[epochs]
         rate = -abs(config.optimizer.lr - (0.002 if config.inherit else 0.004))
         method = -abs(config.mgd.weight - 2e-5) if config.mgd.weight else 0.0
-        return length + rate + method
+        return length + rate + method + 1e-4 * config.optimizer.weight_decay
 
     answers = Answers(monkeypatch, tmp_path, pair, ap)
     choices = answers.choose()
@@ -141,20 +142,26 @@ def test_choices_follow_the_rules(monkeypatch, tmp_path):
     assert choices["first_rate"]["value"] == 0.004
     assert choices["arms"]["alone"]["rate"] == 0.004
     assert choices["arms"]["inherits"]["rate"] == 0.002
-    assert choices["arms"]["mgd"] | {"tried": None, "AP": None} == {
-        "what": "strength", "rate": 0.004, "strength": 2e-5, "value": 2e-5, "at_edge": False, "tried": None, "AP": None,
+    assert {name: choices["arms"]["mgd"][name] for name in ("rate", "decay", "strength")} == {
+        "rate": 0.004, "decay": 0.01, "strength": 2e-5
     }  # fmt: skip
     assert choices["arms"]["mgd-inherits"]["rate"] == 0.002, "as the arm that it has to beat"
-    assert {len(own["tried"]) for own in choices["arms"].values()} == {3}, "searches of equal size"
-    assert choices["arms"]["fgd-inherits"]["at_edge"], "all are equal, and the first is at the edge"
+    sizes = [[len(search["tried"]) for search in own["searches"]] for own in choices["arms"].values()]
+    assert sizes == [[3, 3]] * 6, "searches of equal size"
+    assert choices["arms"]["fgd-inherits"]["searches"][1]["at_edge"], "all are equal, and the first is at the edge"
+    assert choices["arms"]["alone"]["decay"] == 0.1
     searched = [run for run in answers.asked if run.config.inherit or run.config.methods]
     assert {run.config.schedule.epochs for run in searched} == {pair.epochs}, "the search is at 1x"
     assert {run.config.train.seed for run in answers.asked} == {choose.SEED}
     assert max(pair.seeds for pair in pairs.PAIRS.values()) <= choose.SEED, "it is not reported"
     folders = [run.folder for run in answers.asked]
     assert len(folders) == len(set(folders)), "nothing is trained twice"
-    choose.write_choices(tmp_path, ".", choices)
-    assert choose.read_choices(tmp_path, ".") == json.loads(json.dumps(choices))
+    (tmp_path / "retinanet").mkdir(exist_ok=True)
+    choose.write_choices(tmp_path, "retinanet", choices)
+    assert choose.read_choices(tmp_path, "retinanet") == json.loads(json.dumps(choices))
+    monkeypatch.setitem(pairs.PAIRS, "retinanet", replace(pair, channels=32))
+    with pytest.raises(UserError, match="another channels than retinanet has now"):
+        choose.read_choices(tmp_path, "retinanet")
 
 
 def test_a_schedule_that_never_stops_gaining_is_said_to(monkeypatch, tmp_path):
@@ -186,7 +193,7 @@ def test_two_pairs_may_have_one_teacher(monkeypatch, tmp_path):
 
 
 def test_a_run_that_broke_off_is_never_chosen(monkeypatch, tmp_path):
-    monkeypatch.setattr(choose, "read_finished", lambda folder: found[folder])
+    monkeypatch.setattr(choose, "finished_of", lambda run: found[run.folder])
     folders = [tmp_path / str(i) for i in range(2)]
     found = {folders[0]: runs.Finished({}, error="nan"), folders[1]: runs.Finished({"bbox": {"AP": 0.0}})}
     config = student_config(pairs.PAIRS["retinanet"], tmp_path, epochs=1, rate=0.001, seed=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from evidence.arms import student_config
 from evidence.runs import Planned, claim, read_finished, sessions
 from mgdet.demo.scene import CLASSES
 from mgdet.engine.checkpoint import LAST_FILE, STATE_FILE
-from mgdet.errors import Stalled, TrainingError, UserError
+from mgdet.errors import NotFinite, TrainingError, UserError
 from mgdet.models import detector_from
 from mgdet.models.start import start
 from tiny import assert_same_tensors, wait_for
@@ -39,26 +40,34 @@ def quiet(text: str) -> None:
 def test_from_the_first_choice_to_the_page(evidence, tmp_path, capsys):
     assert evidence("tune") == 0
     choices = json.loads((evidence.root / "tiny/choices.json").read_text())
-    assert evidence("run", "--seeds", "0") == 0
+    assert evidence("run", "--seeds", "0") == 2
+    assert "There is little to learn from it; --anyway trains" in capsys.readouterr().err
+    assert evidence("run", "--seeds", "0", "--anyway") == 0
     page = tmp_path / "evidence-tiny-2030-01.md"
-    assert evidence("table", "--out", str(tmp_path), "--date", "2030-01") == 0
-    early = page.read_text()
-    assert "4 of the reported runs are not finished" in early
+    assert evidence("table", "--out", str(tmp_path), "--date", "2030-01") == 2
+    assert "tiny: 5 runs are not finished, the first in tiny/alone/seed-1" in capsys.readouterr().err
+    assert not list(evidence.root.rglob("test-*.json")), "nobody looked"
+    assert evidence("table", "--out", str(tmp_path), "--date", "2030-01", "--partial") == 0
+    early = (tmp_path / "evidence-tiny-2030-01-partial.md").read_text()
+    assert not page.exists()
+    assert "5 of the reported runs are not finished" in early
     assert "One seed, which shows nothing yet" in early
 
-    assert evidence("run") == 0
+    assert evidence("run", "--anyway") == 0
     found = {arm: list((evidence.root / "tiny" / arm).glob("seed-*")) for arm in choices["arms"]}
     assert {arm: len(folders) for arm, folders in found.items()} == dict.fromkeys(choices["arms"], 2)
     before = {path: path.stat().st_mtime_ns for path in evidence.root.rglob("test-*.json")}
-    assert len(before) == 5, "the teacher and a run of each of four arms were measured"
+    assert len(before) == 6, "the teacher and a run of each of five arms were measured"
     capsys.readouterr()
     assert evidence("table", "--out", str(tmp_path), "--date", "2030-01") == 0
-    assert capsys.readouterr().out.count("testing") == 4, "only what is new"
+    assert capsys.readouterr().out.count("testing") == 5, "only what is new"
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
     text = page.read_text()
     assert "not finished" not in text
-    for title in ("teacher", "alone", "inherits only", "MGD", "MGD, inherits"):
+    assert str(evidence.root) not in text
+    assert "tune --root ROOT --only tiny" in text
+    for title in ("teacher", "alone", "alone, twice as long", "inherits only", "MGD", "MGD, inherits"):
         assert f"\n| {title} |" in text
     for folders in found.values():
         for folder in folders:
@@ -70,11 +79,11 @@ def test_from_the_first_choice_to_the_page(evidence, tmp_path, capsys):
     looks = (evidence.root / "tiny" / measuring.LOOKS_FILE).read_text().splitlines()
     assert len(looks) == 2, "two tables measured something"
     assert evidence("plan") == 0
-    assert "8 of 8 runs are finished" in capsys.readouterr().out
+    assert "10 of 10 runs are finished" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(evidence, tiny_pair, tmp_path):
+def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(evidence, tiny_pair, tmp_path, monkeypatch):
     epochs = 4
     process = evidence.start("tune", epochs=epochs)
     student = evidence.root / f"tiny/search/alone-{epochs}-epochs-lr-0.002"
@@ -83,12 +92,13 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(evidence, tiny_pai
     process.communicate()
     assert read_finished(student) is None, "it was killed on its way"
 
-    (run,) = planned(evidence, tiny_pair, student.name, epochs=epochs, seed=choose.SEED)
-    again = Planned(student, run.config)
+    monkeypatch.chdir(evidence.root)  # as the command does: names in a run's config are inside the root
+    config = student_config(tiny_pair, Path(), epochs=epochs, rate=0.002, seed=choose.SEED)
+    again = Planned(student, config)
     with claim(student) as mine:
         assert mine, "the claim ended with the process"
     work.work([again], work.Clock(0), quiet, wait=False)
-    whole = Planned(tmp_path / "whole", run.config)
+    whole = Planned(tmp_path / "whole", config)
     work.work([whole], work.Clock(0), quiet, wait=False)
     assert_same_tensors(*(torch.load(one.folder / LAST_FILE, weights_only=True) for one in (again, whole)))
     first, second = read_finished(student), read_finished(whole.folder)
@@ -193,11 +203,11 @@ def test_a_run_whose_loss_is_not_finite_is_a_result_and_one_without_images_is_no
 
         return train
 
-    monkeypatch.setattr(work, "train", raising(Stalled("no images")))
-    with pytest.raises(Stalled):
+    monkeypatch.setattr(work, "train", raising(TrainingError("no memory is left")))
+    with pytest.raises(TrainingError, match="no memory"):
         work.work([run], work.Clock(0), quiet, wait=False)
     assert read_finished(run.folder) is None
-    monkeypatch.setattr(work, "train", raising(TrainingError("loss_cls is nan")))
+    monkeypatch.setattr(work, "train", raising(NotFinite("loss_cls is nan")))
     work.work([run], work.Clock(0), quiet, wait=False)
     finished = read_finished(run.folder)
     assert finished is not None
@@ -228,7 +238,7 @@ def test_backbones_are_made_once_and_every_detector_starts_from_them(evidence, c
     written = path.read_bytes()
     note = backbones.read_note(evidence.root, pair, pair.student_backbone)
     assert 0 <= note["accuracy"] <= 1
-    assert note["steps"] == 2
+    assert note["trained"]["steps"] == 2
     assert evidence("data") == 0
     assert path.read_bytes() == written
     config = student_config(pair, evidence.root, epochs=1, rate=0.002, seed=0)
@@ -236,3 +246,19 @@ def test_backbones_are_made_once_and_every_detector_starts_from_them(evidence, c
     start(student, config.student, CLASSES, lambda line: None)
     weights = torch.load(path, weights_only=True)["state_dict"]
     assert torch.equal(student.backbone.state_dict()["conv1.0.weight"], weights["conv1.0.weight"])
+
+
+@pytest.mark.slow
+def test_a_root_that_was_moved_goes_on_and_another_run_in_it_is_refused(
+    evidence, tiny_pair, tmp_path, capsys, monkeypatch
+):
+    assert evidence("tune") == 0
+    evidence.root = evidence.root.rename(tmp_path / "elsewhere")
+    (evidence.root / "tiny/choices.json").unlink()
+    capsys.readouterr()
+    assert evidence("tune") == 0
+    assert "==>" not in capsys.readouterr().out, "every run is known"
+    (evidence.root / "tiny/choices.json").unlink()
+    monkeypatch.setitem(pairs.PAIRS, "tiny", dataclasses.replace(tiny_pair, batch=4))
+    assert evidence("tune") == 2
+    assert "alone-1-epochs-lr-0.002 holds a run with train.batch 2, not 4; move it away" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from mgdet.data.batch import Batch
 from mgdet.detectors.base import Detector
 from mgdet.detectors.face import Face
 from mgdet.distributed import World
-from mgdet.errors import TrainingError
+from mgdet.errors import NotFinite
 from mgdet.files import atomic_write
 from mgdet.methods.student import DistilledStudent
 
@@ -61,7 +61,7 @@ def stop_nonfinite(
     if found:
         _keep(folder / f"nonfinite_step{step}_rank{world.rank}.pth", model, batches, losses)
     where = " | ".join(f"rank {rank}: {'; '.join(texts)}" for rank, texts in enumerate(reports) if texts)
-    raise TrainingError(
+    raise NotFinite(
         f"step {step} is not finite and stopped the run before it changed any weight: {where}; "
         f"weights and batch are in {folder}/nonfinite_step{step}_rank*.pth"
     )
