@@ -133,7 +133,8 @@ def measure(arguments: argparse.Namespace, size: int, folder: Path) -> dict[str,
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, __file__, *sys.argv[1:], "--folder", str(folder)]
-    common = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
     processes = [
         subprocess.Popen(command, env=common | {"RANK": str(i), "LOCAL_RANK": str(i), "OMP_NUM_THREADS": "1"})
         for i in range(size)

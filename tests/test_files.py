@@ -79,6 +79,24 @@ def test_url_is_downloaded_once(site):
     assert len(Handler.requests) == count
 
 
+def test_those_who_ask_at_once_share_one_download(site):
+    folder, url, downloads = site
+    name = named_by_hash(folder, bytes(1 << 20))
+    start, found = threading.Barrier(4), []
+
+    def ask():
+        start.wait()
+        found.append(fetch(f"{url}/{name}"))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [downloads / name] * 4
+    assert Handler.requests == [f"/{name}"] * 2, "one that asks for the length, and the download"
+
+
 def test_wrong_hash_leaves_nothing_behind(site):
     folder, url, downloads = site
     (folder / "net-0123abcd.pth").write_bytes(b"other weights")

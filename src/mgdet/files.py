@@ -9,6 +9,7 @@ import http.client
 import os
 import re
 import sys
+import tempfile
 import threading
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlparse
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from mgdet.errors import UserError, nearest
@@ -85,26 +87,39 @@ def _download(url: str) -> Path:
     path = Path(torch.hub.get_dir(), "checkpoints", name)
     match = HASH_IN_NAME.search(name)
     prefix = match.group(1) if match else None
-    if path.is_file():
-        if prefix and not sha256_of(path).startswith(prefix):
-            raise UserError(f"{path} is not the file of {url}: its SHA-256 does not start with {prefix}; delete it")
-        return path
-    advice = f"bring the file {name} from a machine with a network and put it at {path}"
+    if not path.is_file():
+        advice = f"bring the file {name} from a machine with a network and put it at {path}"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(_lock_of(path)):  # the processes of a machine may ask at once
+                if not path.is_file():
+                    _download_to(path, url, prefix, advice)
+                    return path
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{url} cannot be downloaded ({reason_of(error)}); {advice}") from None
+    if prefix and not sha256_of(path).startswith(prefix):
+        raise UserError(f"{path} is not the file of {url}: its SHA-256 does not start with {prefix}; delete it")
+    return path
+
+
+def _lock_of(path: Path) -> Path:
+    return Path(tempfile.gettempdir(), f"mgdet-{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]}.lock")
+
+
+def _download_to(path: Path, url: str, prefix: str | None, advice: str) -> None:
+    length = reach(url)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        length = reach(url)
         torch.hub.download_url_to_file(url, str(path), prefix, progress=sys.stderr.isatty())
     except RuntimeError:
         raise UserError(
             f"{url} gave a file whose SHA-256 does not start with {prefix}; try again, or {advice}"
         ) from None
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise UserError(f"{url} cannot be downloaded ({reason_of(error)}); {advice}") from None
     if length and path.stat().st_size != int(length):
         size = path.stat().st_size
         path.unlink()
         raise UserError(f"{url} gave only {size} of {length} bytes; try again, or {advice}")
-    return path
 
 
 def reach(url: str) -> str | None:

@@ -88,7 +88,7 @@ class TrainConfig(Section):
     accumulate: int = 1
     """Forward passes whose gradients make one step."""
     amp: Literal["off", "bf16", "fp16"] = "off"
-    """Automatic mixed precision; MGD and the detection losses stay in float32."""
+    """Automatic mixed precision: convolutions in it; errors, their sums and the detection losses stay in float32."""
     compile: bool = False
     """Compile backbones and necks with torch.compile, one graph for all image sizes; the first step takes minutes."""
     checkpoint_backbone: bool = False
