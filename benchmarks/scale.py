@@ -199,11 +199,16 @@ def project(counted: dict[str, float], batch: int, gpus: int) -> dict[str, float
     }
 
 
+def number(value: float) -> str:
+    """Whole from 1,000 on, else with four digits."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def table(rows: dict[str, dict[str, float]], first: str) -> str:
     """A Markdown table with a row for each entry."""
     names = list(next(iter(rows.values())))
     lines = [f"| {first} | {' | '.join(names)} |", f"|---{'|---:' * len(names)}|"]
-    lines += [f"| {key} | {' | '.join(f'{row[name]:.4g}' for name in names)} |" for key, row in rows.items()]
+    lines += [f"| {key} | {' | '.join(number(row[name]) for name in names)} |" for key, row in rows.items()]
     return "\n".join(lines)
 
 

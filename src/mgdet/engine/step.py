@@ -49,8 +49,8 @@ class Outcome(NamedTuple):
 class Step:
     """Everything that one step needs, ready on the device.
 
-    A step whose losses or gradient are not finite changes nothing, in any precision. The device is waited for once, at
-    the end.
+    A step whose losses or gradient are not finite changes no weight and no state of the optimizer, in any precision;
+    statistics of batch norms that train have seen its batch. The device is waited for once, at the end.
 
     Args:
         student: the detector and its methods; moved to the device.

@@ -98,11 +98,12 @@ def test_checkpoint(
     else:
         dataset = DetectionDataset(records, training=False)
         detector, line = _open(config, graph or source, dataset, world, ema=ema)
+        float32 = set_float32(world.device, exact=True)
         found = _detect(config, detector, dataset, world, amp=amp)
         if found is None:
             return None
         records, results = dataset.records, found
-        lines = [line, splits.line, *dataset.notes]
+        lines = [line, splits.line, *dataset.notes, *filter(None, [float32])]
         if amp != "off":
             lines.insert(1, f"measured with backbone and neck in {amp}; float32 may score a little differently")
     if not world.main:
@@ -165,7 +166,6 @@ def _detect(
     config: Config, detector: Face, dataset: DetectionDataset, world: World, *, amp: str
 ) -> list[dict[str, Any]] | None:
     """What a detector finds: all of it on rank 0, None elsewhere."""
-    set_float32(world.device, exact=True)
     square, canvas = config.data.square, None
     if isinstance(detector, Exported) and detector.canvas is not None:
         square, canvas = detector.preprocessing.square, detector.canvas
