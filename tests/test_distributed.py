@@ -229,10 +229,10 @@ def test_bad_input_is_said_once(tiny, tmp_path):
 
 def test_the_first_of_two_processes_looks_at_the_run_and_both_stop(tiny, tmp_path):
     checkpoint = read_checkpoint(tiny.teacher)
-    checkpoint.state_dict["neck.fpn_convs.4.conv.weight"].fill_(float("nan"))
-    save_checkpoint(tmp_path / "nan.pth", checkpoint.state_dict, classes=CLASSES, config=checkpoint.config)
+    checkpoint.state_dict["neck.fpn_convs.4.conv.weight"].fill_(3e38)  # finite, what it gives is not
+    save_checkpoint(tmp_path / "huge.pth", checkpoint.state_dict, classes=CLASSES, config=checkpoint.config)
     arguments = [*tiny.arguments("train"), "--devices", "2", "--run-dir", str(tmp_path / "run"), "--no-inherit"]
-    code, out, err = spoken([*arguments, "--teacher.weights", str(tmp_path / "nan.pth")])
+    code, out, err = spoken([*arguments, "--teacher.weights", str(tmp_path / "huge.pth")])
     assert code == 2
     assert out.count("taking one step, which is undone") == 1 and out.count("STOP") == 1
     assert err.startswith("mgdet: the run does not start: the first step is not finite: loss, loss_mgd_fpn_4 on ")

@@ -105,9 +105,9 @@ def hanging(monkeypatch):
 
 @pytest.mark.parametrize(("stopping", "limit"), [(False, "PATIENCE"), (True, "GRACE")])
 def test_a_worker_that_hangs_is_given_up_and_ended(small_data, hanging, monkeypatch, stopping, limit):
-    monkeypatch.setattr(loader, limit, 0.3)
     batches = open_train(small_data, 1, stopping=lambda: stopping)
     next(batches)
+    monkeypatch.setattr(loader, limit, 0.3)  # starting takes longer on a busy machine
     (worker,) = multiprocessing.active_children()
     started = time.monotonic()
     with pytest.raises(Stalled, match="no images came for 0 seconds: a process that reads them hangs"):
@@ -119,12 +119,12 @@ def test_a_worker_that_hangs_is_given_up_and_ended(small_data, hanging, monkeypa
 def test_a_worker_that_hangs_in_an_evaluation_is_given_up_soon_after_a_request_to_stop(
     small_data, hanging, monkeypatch
 ):
-    monkeypatch.setattr(loader, "GRACE", 0.3)
     monkeypatch.setattr(loader, "PATIENCE", 60)
     dataset = DetectionDataset(read_coco(*small_data.write()), training=False)
     views = sampler.test_views(len(dataset), 64, 64)
     batches = loader.test_loader(dataset, [[view] for view in views], workers=1, pin=False, stopping=lambda: True)
     next(batches)
+    monkeypatch.setattr(loader, "GRACE", 0.3)
     with pytest.raises(Stalled):
         next(batches)
 
