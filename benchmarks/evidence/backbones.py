@@ -5,7 +5,8 @@
                                      training took
 
 Every student and every teacher of a pair starts from them. In practice backbones come with more labels than a detector
-gets, too, if of other classes. From random weights the small student was far from its plateau after 64,000 images.
+gets, too, if of other classes. From random weights twice the length, 16,000 images in place of 8,000, still gained the
+small Faster R-CNN 16 AP.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from mgdet.demo.painting import paint
 from mgdet.demo.scene import CLASSES, annotate, layout
 from mgdet.errors import UserError
 from mgdet.files import atomic_write
+from mgdet.structures import IMAGENET
 
 PICTURES, OTHER_PICTURES = 10_000, 500
 SEEDS = (31_003, 31_004)
@@ -39,7 +41,6 @@ CROP, MARGIN = 64, 8
 OBJECT_EDGES = (14.0, 60.0)
 """The longer edge of an object in its crop, in pixels: drawn evenly on a logarithmic scale."""
 BATCH, RATE, DECAY = 64, 2e-3, 0.01
-MEAN, STD = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
 
 
 def path_of(root: Path, pair: Pair, backbone: str) -> Path:
@@ -57,7 +58,7 @@ def make(root: Path, pair: Pair, say: Say) -> None:
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
                 _train(backbone, pair, path, say)
-            elif read_note(root, pair, backbone)["trained"] != _stamp(pair):
+            elif read_note(root, pair, backbone).get("trained") != _stamp(pair):
                 raise UserError(f"{path} was trained in another way than is wanted now; move it away")
 
 
@@ -124,7 +125,7 @@ def _accuracy(network: torch.nn.Module) -> float:
 def _normalized(images: np.ndarray) -> Tensor:
     """(B, H, W, 3) uint8 BGR to (B, 3, H, W), as detectors see them."""
     pixels = torch.from_numpy(np.ascontiguousarray(images[..., ::-1])).float()
-    return ((pixels - MEAN) / STD).permute(0, 3, 1, 2)
+    return ((pixels - torch.tensor(IMAGENET.mean)) / torch.tensor(IMAGENET.std)).permute(0, 3, 1, 2)
 
 
 def _crops(seed: int, pictures: int) -> tuple[np.ndarray, np.ndarray]:

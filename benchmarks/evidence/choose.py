@@ -53,7 +53,7 @@ def read_choices(root: Path, name: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     choices: dict[str, Any] = json.loads(path.read_text())
-    before, now = choices["pair"], json.loads(json.dumps(asdict(PAIRS[name])))
+    before, now = choices.get("pair", {}), json.loads(json.dumps(asdict(PAIRS[name])))
     changed = [setting for setting in now if before.get(setting) != now[setting]]
     if changed:
         raise UserError(f"{path} was made with another {changed[0]} than {name} has now; move {root / name} away")
@@ -74,8 +74,7 @@ def choose(pair: Pair, root: Path, name: str) -> dict[str, Any]:
     """
     folder = root / name
     # The student's runs come first: they are short, and say how long all that follows will take.
-    # The student's runs come first: they are short, and say how long all that follows will take.
-    ((first, length), teacher) = _together(
+    length, teacher = _together(
         lambda: _student(pair, root, folder),
         lambda: _teacher(pair, root, name),
     )
@@ -102,7 +101,6 @@ def choose(pair: Pair, root: Path, name: str) -> dict[str, Any]:
         "pair": asdict(pair),
         "seed": SEED,
         "teacher": teacher,
-        "first_rate": first,
         "length": length,
         "arms": chosen,
     }
@@ -156,17 +154,17 @@ def _teacher(pair: Pair, root: Path, name: str) -> dict[str, Any]:
     return {"folder": best["folder"], "epochs": best["epochs"], "AP": best["AP"], "plateau": plateau, "tried": tried}
 
 
-def _student(pair: Pair, root: Path, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The rate at 1x, and the length."""
+def _student(pair: Pair, root: Path, folder: Path) -> dict[str, Any]:
+    """Its length, at the rate that is best at 1x."""
 
     def run(epochs: int, rate: float) -> Planned:
         config = student_config(pair, root, epochs=epochs, rate=rate, seed=SEED)
         return Planned(folder / "search" / _name(ALONE, pair, epochs, rate=rate), config)
 
-    first = {"what": "rate"} | _best(root, [(rate, run(pair.epochs, rate)) for rate in pair.rates])
-    tried, plateau = _lengthen(root, pair.epochs, lambda epochs: run(epochs, first["value"]))
+    rate = _best(root, [(rate, run(pair.epochs, rate)) for rate in pair.rates])["value"]
+    tried, plateau = _lengthen(root, pair.epochs, lambda epochs: run(epochs, rate))
     chosen = tried[-2 if plateau else -1]
-    return first, {"epochs": chosen["epochs"], "AP": chosen["AP"], "plateau": plateau, "tried": tried}
+    return {"epochs": chosen["epochs"], "AP": chosen["AP"], "plateau": plateau, "tried": tried}
 
 
 def _name(arm: Arm, pair: Pair, epochs: int, *, rate: float, decay: float = DECAY, strength: float = 0.0) -> str:

@@ -62,11 +62,13 @@ def working_in(options: argparse.Namespace) -> Iterator[None]:
     for name in ("bccd", "out"):
         path = getattr(options, name, None)
         setattr(options, name, None if path is None else path.resolve())
+    if options.root.exists() and not options.root.is_dir():
+        raise UserError(f"--root is {options.root}, a file; give a folder")
     if options.command is not plan:
         options.root.mkdir(parents=True, exist_ok=True)
     if options.root.is_dir():
         os.chdir(options.root)
-    options.root = Path()
+        options.root = Path()
     try:
         yield
     finally:
@@ -286,7 +288,7 @@ def _wanted(name: str, arm: Arm, only: Sequence[str]) -> bool:
 def _choices(root: Path, name: str) -> dict[str, Any]:
     choices = read_choices(root, name)
     if choices is None:
-        raise UserError(f"no choices have been made for {name} in {root}; run tune first")
+        raise UserError(f"no choices have been made for {name} in {root.resolve()}; run tune first")
     return choices
 
 

@@ -87,11 +87,11 @@ def _make(root: Path, images: Shapes | Bccd, photographs: Path | None) -> None:
         write_shapes(choose, num_train=images.num_train, num_val=images.num_val, seed=CHOOSE_SEED, **common)
         write_shapes(test_root(root, images), num_train=1, num_val=images.num_test, seed=TEST_SEED, **common)
         return
-    stamp = {"images": asdict(images), "seed": BCCD_SEED}
+    stamp, file = json.dumps({"images": asdict(images), "seed": BCCD_SEED}), root / "data" / images.name / STAMP_FILE
+    written = file.read_text() if file.exists() else None
+    if written != stamp and (written or is_there(root, images)):
+        raise UserError(f"{file.parent} holds other splits than are wanted now; move it away")
     if is_there(root, images):
-        written = root / "data" / images.name / STAMP_FILE
-        if json.loads(written.read_text()) != json.loads(json.dumps(stamp)):
-            raise UserError(f"{written.parent} holds other splits than are wanted now; move it away")
         return
     if photographs is None:
         raise UserError("this pair needs photographs of blood cells; give the folder of BCCD with --bccd")
@@ -99,6 +99,7 @@ def _make(root: Path, images: Shapes | Bccd, photographs: Path | None) -> None:
     order = sorted(range(len(records["train"])), key=lambda i: records["train"].files[i])
     if len(order) <= images.num_val:
         raise UserError(f"{photographs} has {len(order)} training images; at least {images.num_val + 1} are needed")
+    file.write_text(stamp)
     drawn = np.random.default_rng(BCCD_SEED).permutation(len(order))[: images.num_val]
     val = {order[i] for i in drawn}
     train = [i for i in range(len(order)) if i not in val]
@@ -107,7 +108,6 @@ def _make(root: Path, images: Shapes | Bccd, photographs: Path | None) -> None:
         images.size,
         {"train": (records["train"], train), "val": (records["train"], sorted(val))},
     )
-    (root / "data" / images.name / STAMP_FILE).write_text(json.dumps(stamp))
     _write(test_root(root, images), images.size, {"val": (records["val"], list(range(len(records["val"]))))})
 
 

@@ -222,7 +222,7 @@ class Page:
     def _where(self) -> str:
         """Machines, versions and commands of all runs."""
         folders = [run.folder for row in (*self.rows, *self.sweeps) for run in row.runs]
-        searched = [self.choices["teacher"], self.choices["first_rate"], self.choices["length"]]
+        searched = [self.choices["teacher"], self.choices["length"]]
         searched += [search for own in self.choices["arms"].values() for search in own["searches"]]
         folders += [self.root / one["folder"] for own in searched for one in own["tried"]]
         noted = [session for folder in dict.fromkeys(folders) for session in sessions(folder)]

@@ -78,7 +78,7 @@ def _difference(row: Row, found: Difference, metric: str) -> str:
 
 
 def of_methods(rows: Sequence[Row], metric: str) -> list[str]:
-    """Where the gain comes from, for the arm that inherits and distils and is best on the validation images."""
+    """Where the gain comes from, for the arm that inherits and distills and is best on the validation images."""
     with_method = [row for row in rows if row.arm.method and row.arm.inherit and row.whole]
     if not with_method:
         return []
@@ -88,7 +88,7 @@ def of_methods(rows: Sequence[Row], metric: str) -> list[str]:
         return []
     total, own = to[ALONE], to[INHERITS]
     start = (
-        f"Of the arms that inherit and distil, {best.arm.title} is best on the validation images. On the test images"
+        f"Of the arms that inherit and distill, {best.arm.title} is best on the validation images. On the test images"
     )
     if not total.shown or total.mean < 0:
         return [f"{start} it is not shown to be above the student alone."]

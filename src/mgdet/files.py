@@ -95,9 +95,9 @@ def _download(url: str) -> Path:
                 if not path.is_file():
                     _download_to(path, url, prefix, advice)
                     return path
+        except UserError:
+            raise
         except (OSError, ValueError, http.client.HTTPException) as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(f"{url} cannot be downloaded ({reason_of(error)}); {advice}") from None
     if prefix and not sha256_of(path).startswith(prefix):
         raise UserError(f"{path} is not the file of {url}: its SHA-256 does not start with {prefix}; delete it")

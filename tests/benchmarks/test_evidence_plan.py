@@ -103,6 +103,23 @@ def test_nothing_is_reported_before_choices_are_made(capsys, tmp_path):
     assert "run tune first" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["plan", "tune"])
+def test_a_root_that_is_a_file_is_a_sentence(capsys, tmp_path, command):
+    (tmp_path / "file").touch()
+    assert commands.main([command, "--root", str(tmp_path / "file"), "--only", "solo"]) == 2
+    assert "file, a file; give a folder" in capsys.readouterr().err
+
+
+def test_a_root_that_is_not_there_is_not_the_folder_one_is_in(capsys, tmp_path, monkeypatch):
+    (tmp_path / "solo").mkdir()
+    (tmp_path / "solo/choices.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert commands.main(["plan", "--root", "elsewhere", "--only", "solo"]) == 0
+    assert "solo: no choices yet" in capsys.readouterr().out
+    assert commands.main(["plan", "--root", ".", "--only", "solo"]) == 2
+    assert "was made with another teacher than solo has now" in capsys.readouterr().err
+
+
 class Answers:
     """Finished runs, forged from a function of their configs."""
 
@@ -139,7 +156,6 @@ def test_choices_follow_the_rules(monkeypatch, tmp_path):
     assert choices["teacher"]["epochs"] == 32, "64 gain nothing, and 32 are better"
     assert choices["teacher"]["plateau"]
     assert choices["length"]["epochs"] == 64, "from 64 to 128 the student gains 0.4"
-    assert choices["first_rate"]["value"] == 0.004
     assert choices["arms"]["alone"]["rate"] == 0.004
     assert choices["arms"]["inherits"]["rate"] == 0.002
     assert {name: choices["arms"]["mgd"][name] for name in ("rate", "decay", "strength")} == {
@@ -250,6 +266,8 @@ def test_photographs_are_resized_once_and_split_by_a_rule(tmp_path):
     assert annotation["area"] == 200
     picture = cv2.imread(str(data.test_root(tmp_path / "a", images) / "val/val0.png"))
     assert picture.shape == (48, 64, 3)
+    with pytest.raises(UserError, match="other splits than are wanted now"):
+        data.make(tmp_path / "a", replace(images, num_val=3), tmp_path / "photographs")
 
 
 def test_photographs_must_be_given(tmp_path):

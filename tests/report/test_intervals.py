@@ -11,6 +11,7 @@ from pycocotools.cocoeval import COCOeval
 from scipy import stats
 
 from mgdet.data.coco import read_coco
+from mgdet.data.open import take
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import coco_scores, evaluate, evaluator
 from mgdet.evaluate.truth import Truth
@@ -166,6 +167,9 @@ def test_too_few_images_give_no_interval(tiny):
     own = Side([Truth(records).results(results)], [scores])
     found, classes = differences(records, "bbox", own, own, FEW)
     assert set(found.values()) == set(classes.values()) == {None}
+    one = take(records, np.array([0]))
+    alone = Side([[]], [evaluate(one, [])["bbox"]])
+    assert set(differences(one, "bbox", alone, alone, FEW)[0].values()) == {None}
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [((50,), "50 resamples; give 100"), ((200, -1), "seed is -1")])

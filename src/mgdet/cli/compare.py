@@ -34,9 +34,9 @@ class CompareArguments:
     eval: tuple[str, ...] = ()
     """What to measure: bbox, segm or both; empty: what the first run measured during training, else bbox."""
     resamples: int = 1000
-    """Bootstrap resamples of the images, for the confidence intervals."""
+    """Resamples of the images, for the confidence intervals."""
     seed: int = 0
-    """Seed of the bootstrap."""
+    """Seed of the resamples."""
     out: str = "comparison"
     """Folder for report.html and report.json."""
 

@@ -1,4 +1,4 @@
-"""How sure a difference is: resampled images, and the spread over seeds where there are several runs.
+"""How sure a difference is: by resampled images, and by the spread over seeds where there are several runs.
 
 The same images are drawn for both sides: how much does the difference vary?
 """
@@ -85,12 +85,14 @@ def differences(
     Returns:
         Intervals by number and by class; None where fewer than `FEWEST_IMAGES` images hold such an object.
     """
+    enough = images_with(records)
+    if enough["AP"] < FEWEST_IMAGES:
+        return dict.fromkeys(STATS), dict.fromkeys(class_rows(records))
     copies = math.lcm(len(baseline.results), len(other.results))
     truth = Truth(records).coco(masks=metric == "segm", copies=copies)
     number = len(records.classes)
     before, after = (evaluator(truth, _side_by_side(side, copies, number), metric) for side in (baseline, other))
     errors = image_errors(before, after, how, len(records))
-    enough = images_with(records)
     stats: dict[str, Interval | None] = {}
     for name in STATS:
         own = [[scores.stats[name] for scores in side.scores] for side in (baseline, other)]
@@ -149,7 +151,7 @@ def image_errors(
     Args:
         before, after: evaluators of the same images that have matched detections.
         how: the resampling.
-        num_images: how many images there are.
+        num_images: how many images there are, 2 or more.
     """
     drawn: dict[str, Any] = hotcoco.compare(before, after, how.resamples, how.first, CONFIDENCE)["ci"]
     kept = 1 - (1 - 1 / num_images) ** num_images
