@@ -1,4 +1,4 @@
-"""Backbones that have classified crops of single shapes before a detector trains on 500 pictures.
+"""Backbones that have classified crops of single shapes before a detector trains on a few hundred pictures.
 
     ROOT/backbones/NAME-STEPS.pth    the weights, under timm's names
     ROOT/backbones/NAME-STEPS.json   how they were trained, on how many crops of other pictures they are right, and what

@@ -18,7 +18,7 @@ class Shapes:
     """
 
     size: tuple[int, int] = (128, 160)
-    num_train: int = 500
+    num_train: int = 200
     num_val: int = 300
     num_test: int = 600
     smallest: float = 0.0
@@ -97,8 +97,8 @@ class Pair:
     proposals_per_level: int = PROPOSALS_PER_LEVEL
     batch: int = 8
     amp: Literal["off", "bf16"] = "bf16"
-    epochs: int = 16
-    teacher_epochs: int = 16
+    epochs: int = 32
+    teacher_epochs: int = 32
     teacher_rate: float = 0.004
     rates: tuple[float, ...] = (0.002, 0.004, 0.008)
     decays: tuple[float, ...] = (0.001, DECAY, 0.1)
@@ -122,6 +122,7 @@ CASCADE = Pair(
     channels=32,
     rois_per_image=64,
     proposals_per_level=400,
+    rates=(0.004, 0.008, 0.016),
     mask_ratio=0.45,
     fgd=FGDConfig(foreground=5e-5, background=2.5e-5, attention=5e-5, relation=5e-7),
 )
@@ -138,7 +139,7 @@ PAIRS: dict[str, Pair] = {
         images=EASY,
         fgd=FGDConfig(foreground=1.6e-3, background=8e-4, attention=8e-4, relation=8e-6),
     ),
-    "solo": Pair(teacher="solo", student="solo", images=EASY, metrics=("segm", "bbox"), teacher_epochs=24),
+    "solo": Pair(teacher="solo", student="solo", images=EASY, metrics=("segm", "bbox"), teacher_epochs=48),
     # An epoch has 29 steps. BCCD has no masks, so the teacher of Faster R-CNN is one, too, and can be inherited.
     "bccd_retinanet": Pair(
         teacher="retinanet", student="retinanet", images=Bccd(), seeds=5, epochs=20, teacher_epochs=40
