@@ -122,7 +122,7 @@ CASCADE = Pair(
     channels=32,
     rois_per_image=64,
     proposals_per_level=400,
-    rates=(0.004, 0.008, 0.016),
+    rates=(0.003, 0.006, 0.009),
     mask_ratio=0.45,
     fgd=FGDConfig(foreground=5e-5, background=2.5e-5, attention=5e-5, relation=5e-7),
 )
