@@ -24,7 +24,7 @@ from evidence.measure import Measured, TestImages
 from evidence.page import Page
 from evidence.pairs import PAIRS, Pair
 from evidence.runs import Planned, finished_of
-from evidence.work import Asked, Clock, stoppable, work
+from evidence.work import Asked, Clock, stoppable, work, work_on_one
 from mgdet.errors import TrainingError, UserError, nearest
 from mgdet.files import atomic_write
 
@@ -132,7 +132,7 @@ def tune(options: argparse.Namespace, clock: Clock) -> None:
             try:
                 choices = choose(pair, options.root, name)
             except Missing as missing:
-                work(missing.runs, clock, say, wait=True)
+                work_on_one(missing.runs, clock, say)
             else:
                 write_choices(options.root, name, {"made": time.strftime("%Y-%m-%d %H:%M:%S"), **choices})
         choices = _choices(options.root, name)
@@ -152,7 +152,7 @@ def run(options: argparse.Namespace, clock: Clock) -> None:
             )
         _prepare(options, PAIRS[name])
         lists.append([planned for _, planned in reported(options, name, choices)])
-    work(_in_turns(lists), clock, say, wait=False)
+    work(_in_turns(lists), clock, say)
 
 
 def plan(options: argparse.Namespace, clock: Clock) -> None:

@@ -94,30 +94,35 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def work(planned: Sequence[Planned], clock: Clock, say: Say, *, wait: bool) -> None:
+def work(planned: Sequence[Planned], clock: Clock, say: Say) -> None:
     """Does every run that is not finished, in order, but those that other processes work on.
 
     Args:
         planned: the runs.
         clock: how long.
         say: is told what is being done.
-        wait: stay until those of other processes are finished, too; do them where such a process has ended.
 
     Raises:
         Asked: the time is up, or a signal came. Nothing is lost.
         UserError: a run's folder holds another run, or its input is not there.
     """
     while True:
-        left = [run for run in planned if finished_of(run) is None]
-        done = [attempt(run, clock, say) for run in left]
+        done = [attempt(run, clock, say) for run in planned if finished_of(run) is None]
         if all(done):
             return
         if not any(done):
-            if not wait:
-                say(f"{done.count(False)} runs are left, which other processes work on")
-                return
-            clock.check()
-            time.sleep(min(WAIT_SECONDS, max(clock.left, 0)))
+            say(f"{done.count(False)} runs are left, which other processes work on")
+            return
+
+
+def work_on_one(planned: Sequence[Planned], clock: Clock, say: Say) -> None:
+    """Does the first run that no other process works on, or waits a little where they work on all.
+
+    What is to be done next may be another question by then. Arguments and errors are those of `work`.
+    """
+    if not any(attempt(run, clock, say) for run in planned):
+        clock.check()
+        time.sleep(min(WAIT_SECONDS, max(clock.left, 0)))
 
 
 def attempt(run: Planned, clock: Clock, say: Say) -> bool:

@@ -97,9 +97,9 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(evidence, tiny_pai
     again = Planned(student, config)
     with claim(student) as mine:
         assert mine, "the claim ended with the process"
-    work.work([again], work.Clock(0), quiet, wait=False)
+    work.work([again], work.Clock(0), quiet)
     whole = Planned(tmp_path / "whole", config)
-    work.work([whole], work.Clock(0), quiet, wait=False)
+    work.work([whole], work.Clock(0), quiet)
     assert_same_tensors(*(torch.load(one.folder / LAST_FILE, weights_only=True) for one in (again, whole)))
     first, second = read_finished(student), read_finished(whole.folder)
     assert first is not None
@@ -155,7 +155,7 @@ def test_it_runs_as_it_is_typed_in_any_folder(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "evidence"), "plan", "--only", "solo"]
     process = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.startswith("solo: no choices yet; the next needs solo/search/alone-16-epochs-lr-0.002, ")
+    assert process.stdout.startswith("solo: no choices yet; the next needs solo/search/alone-32-epochs-lr-0.002, ")
     assert process.stdout.endswith(", solo/teacher/24-epochs, solo/teacher/48-epochs\n")
     assert not list(tmp_path.iterdir()), "looking makes nothing"
 
@@ -182,16 +182,24 @@ def test_two_processes_share_the_work(evidence, tiny_pair, monkeypatch):
     said = []
     with claim(runs[0].folder) as mine:
         assert mine
-        work.work(runs, work.Clock(0), said.append, wait=False)
+        work.work(runs, work.Clock(0), said.append)
         assert done == [runs[1].folder]
         assert said[-1] == "1 runs are left, which other processes work on"
 
-        def other_ends(seconds):
-            (runs[0].folder / "finished.json").write_text('{"val": {}}')
+        slept = []
+        monkeypatch.setattr(work.time, "sleep", slept.append)
+        work.work_on_one(runs[:1], work.Clock(0), quiet)
+        assert slept and done == [runs[1].folder]
 
-        monkeypatch.setattr(work.time, "sleep", other_ends)
-        work.work(runs, work.Clock(0), quiet, wait=True)
-    assert done == [runs[1].folder], "the other process did it"
+
+def test_one_run_at_a_time_is_done_where_what_comes_next_may_change(evidence, tiny_pair, monkeypatch):
+    runs = planned(evidence, tiny_pair, "a", "b", "c")
+    done = []
+    monkeypatch.setattr(work, "train", lambda config, folder, **options: done.append(folder) or 0)
+    monkeypatch.setattr(work, "write_finished", lambda folder: (folder / "finished.json").write_text('{"val": {}}'))
+    with claim(runs[0].folder):
+        work.work_on_one(runs, work.Clock(0), quiet)
+    assert done == [runs[1].folder]
 
 
 def test_a_run_whose_loss_is_not_finite_is_a_result_and_one_without_images_is_not(evidence, tiny_pair, monkeypatch):
@@ -205,10 +213,10 @@ def test_a_run_whose_loss_is_not_finite_is_a_result_and_one_without_images_is_no
 
     monkeypatch.setattr(work, "train", raising(TrainingError("no memory is left")))
     with pytest.raises(TrainingError, match="no memory"):
-        work.work([run], work.Clock(0), quiet, wait=False)
+        work.work([run], work.Clock(0), quiet)
     assert read_finished(run.folder) is None
     monkeypatch.setattr(work, "train", raising(NotFinite("loss_cls is nan")))
-    work.work([run], work.Clock(0), quiet, wait=False)
+    work.work([run], work.Clock(0), quiet)
     finished = read_finished(run.folder)
     assert finished is not None
     assert finished.error == "loss_cls is nan"
@@ -218,11 +226,11 @@ def test_a_run_whose_loss_is_not_finite_is_a_result_and_one_without_images_is_no
 def test_another_run_in_a_folder_is_refused(evidence, tiny_pair):
     evidence("data")
     (run,) = planned(evidence, tiny_pair, "a")
-    work.work([run], work.Clock(0), quiet, wait=False)
+    work.work([run], work.Clock(0), quiet)
     (run.folder / "finished.json").unlink()
     run.config.optimizer.lr = 0.001
     with pytest.raises(UserError, match=r"optimizer\.lr"):
-        work.work([run], work.Clock(0), quiet, wait=False)
+        work.work([run], work.Clock(0), quiet)
 
 
 def test_a_torn_line_of_sessions_is_passed_over(tmp_path):
