@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mgdet import Target, build_detector
 from mgdet.detectors.build import DETECTORS
 from mgdet.layers import deform, roi, roi_align, suppress
+from mgdet.layers.blocks import BlockSize
 
 WAITING_OPERATORS = {
     "aten._local_scalar_dense",
@@ -45,6 +46,7 @@ MASKING_OPERATORS = {"aten.index", "aten.index_put", "aten.index_put_", "aten._i
 WITHOUT_KERNEL = {"aten.empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty", "aten.new_empty_strided"}
 TO_HOST = {"tolist", "numpy", "cpu"}
 FROM_PYTHON = {"tensor", "as_tensor", "new_tensor"}
+FULL_SIZE = (800, 1344)
 SAME_DEVICE = ("torch.nn.utils.clip_grad", "torch.optim")
 """Parts of torch that bring tensors of several devices together; here all are on one, and nothing moves."""
 
@@ -93,15 +95,21 @@ class _Operators(TorchDispatchMode):
 
 
 @contextmanager
-def counting() -> Iterator[Work]:
-    """Counts what happens inside, on the way that a GPU takes."""
-    work = Work()
+def as_on_a_gpu() -> Iterator[None]:
+    """Takes the way that a GPU takes."""
     with contextlib.ExitStack() as stack:
         for module in (roi, roi_align, deform):
             stack.enter_context(patch.object(module, "eager_on_cpu", lambda x: False))
         stack.enter_context(patch.object(suppress, "_image_by_image", suppress._all_together))
-        stack.enter_context(_Calls(work))
-        stack.enter_context(_Operators(work))
+        stack.enter_context(patch.object(BlockSize, "on", lambda size, device: size.gpu))
+        yield
+
+
+@contextmanager
+def counting() -> Iterator[Work]:
+    """Counts what happens inside, on the way that a GPU takes."""
+    work = Work()
+    with as_on_a_gpu(), _Calls(work), _Operators(work):
         yield work
 
 
@@ -158,7 +166,7 @@ def forget_peak() -> None:
 
 def memory_of(name: str, num_objects: int) -> float:
     """MB at the peak of forward and backward with so many objects, beyond what targets and maps take."""
-    losses = losses_of(name, 1, num_objects, (800, 1344))
+    losses = losses_of(name, 1, num_objects, FULL_SIZE)
     forget_peak()
     before = peak_memory()
     sum(losses().values()).backward()

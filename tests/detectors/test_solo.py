@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import recorded
 from mgdet import Detector, Target, build_detector
 from mgdet.detectors import solo, solo_targets
+from mgdet.layers.blocks import BlockSize
 
 BACKBONES = {"solo_r50": "resnet50", "solo_r101": "resnet101"}
 SIZE = (192, 256)
@@ -268,7 +269,7 @@ def test_masks_in_blocks_change_neither_losses_nor_gradients(monkeypatch):
         sum(losses.values()).backward()
         gradients = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
         results.append((losses, gradients))
-        monkeypatch.setattr(solo_targets, "PIXELS_PER_BLOCK", 2 * 128 * 128)
+        monkeypatch.setattr(solo_targets, "PIXELS_PER_BLOCK", BlockSize(cpu=2 * 128 * 128, gpu=0))
         monkeypatch.setattr(solo, "NUMBERS_PER_BLOCK", 3 * 16 * 16)
     for whole, parts in zip(*results):
         torch.testing.assert_close(parts, whole)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mgdet.layers import mask_head
+from mgdet.layers.blocks import BlockSize
 from mgdet.layers.mask_head import crop_masks, paste_masks
 
 
@@ -36,7 +37,7 @@ def test_cutting_in_parts_changes_nothing(monkeypatch):
     boxes = torch.cat([corners, corners + 1 + torch.rand(40, 2) * 30], dim=1)
     objects = torch.randint(0, 7, (40,))
     whole = crop_masks([masks], [boxes], [objects])
-    monkeypatch.setattr(mask_head, "PIXELS_PER_BLOCK", 2 * 64 * 48)
+    monkeypatch.setattr(mask_head, "PIXELS_PER_BLOCK", BlockSize(cpu=2 * 64 * 48, gpu=0))
     assert whole.any() and not whole.all()
     assert torch.equal(whole, crop_masks([masks], [boxes], [objects]))
 
@@ -77,6 +78,7 @@ def test_boxes_outside_without_area_or_absent_give_empty_masks():
 
 WITHIN_THREE_GIGABYTES = """
 import pathlib, resource, torch
+from mgdet.layers.blocks import BlockSize
 from mgdet.layers.mask_head import paste_masks
 
 used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -8,6 +8,7 @@ from torchvision.ops import box_iou
 
 from mgdet import Target
 from mgdet.layers import matching, padding
+from mgdet.layers.blocks import BlockSize
 from mgdet.layers.matching import match_by_iou
 from mgdet.layers.padding import IGNORED, NEGATIVE, PaddedTargets
 
@@ -41,10 +42,10 @@ def by_hand(target: Target, anchors: torch.Tensor, allowed: torch.Tensor, low_qu
     return matches
 
 
-@pytest.mark.parametrize("pairs", [padding.PAIRS_PER_BLOCK, 3 * 150, 1])
+@pytest.mark.parametrize("pairs", [padding.PAIRS_PER_BLOCK.cpu, 3 * 150, 1])
 @pytest.mark.parametrize("low_quality", [True, False])
 def test_every_anchor_as_by_hand_whatever_the_blocks(low_quality, pairs, monkeypatch):
-    monkeypatch.setattr(padding, "PAIRS_PER_BLOCK", pairs)
+    monkeypatch.setattr(padding, "PAIRS_PER_BLOCK", BlockSize(pairs, pairs))
     found, anchors = targets([7, 0, 2]), boxes(150, seed=9)
     allowed = torch.rand(3, 150, generator=torch.Generator().manual_seed(1)) < 0.8
     match = match_by_iou(PaddedTargets.of(found), anchors, allowed=allowed, low_quality=low_quality, **RULES)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mgdet.layers.blocks import BlockSize
 from mgdet.layers.host import to_device
 from mgdet.structures import Target
 
@@ -19,8 +20,8 @@ SIZE_RANGES = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
 CENTER_SHARE = 0.2
 FACTORS = (4, 8, 16)
 """How much smaller than the batch images the masks of the levels are: half their strides."""
-PIXELS_PER_BLOCK = 2**24
-"""How many pixels of masks are summed up at a time: 64 MiB."""
+PIXELS_PER_BLOCK = BlockSize(cpu=2**24, gpu=2**25)
+"""How many pixels of masks are summed up at a time: 64 MiB, on a CPU as copies of four bytes each."""
 
 
 class Objects(NamedTuple):
@@ -93,7 +94,7 @@ def mask_blocks(targets: list[Target], size: tuple[int, int]) -> Iterator[Tensor
     Raises:
         ValueError: a target has no masks.
     """
-    longest = max(1, PIXELS_PER_BLOCK // math.prod(size))
+    longest = max(1, PIXELS_PER_BLOCK.on(targets[0].boxes.device) // math.prod(size))
     block: list[Tensor] = []
     for target in targets:
         if target.masks is None:

@@ -15,8 +15,8 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     # Coordinate by coordinate: nothing of the size (N, M) has a further dimension, and M lies side by side in memory.
     left_a, top_a, right_a, bottom_a = (value[..., None] for value in a.unbind(-1))
     left_b, top_b, right_b, bottom_b = b.movedim(-1, 0).contiguous()[..., None, :].unbind(0)
-    overlap = (torch.minimum(right_a, right_b) - torch.maximum(left_a, left_b)).clamp_(min=0)
-    overlap *= (torch.minimum(bottom_a, bottom_b) - torch.maximum(top_a, top_b)).clamp_(min=0)
+    overlap = torch.minimum(right_a, right_b).sub_(torch.maximum(left_a, left_b)).clamp_(min=0)
+    overlap *= torch.minimum(bottom_a, bottom_b).sub_(torch.maximum(top_a, top_b)).clamp_(min=0)
     union = (right_a - left_a) * (bottom_a - top_a) + (right_b - left_b) * (bottom_b - top_b)
     return overlap.div_(union.sub_(overlap).clamp_(min=1e-6))
 

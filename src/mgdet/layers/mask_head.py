@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from mgdet.layers.blocks import BlockSize
 from mgdet.layers.conv import ConvBlock
 from mgdet.layers.host import to_device
 from mgdet.layers.padding import PaddedTargets
@@ -20,8 +21,8 @@ from mgdet.structures import Detections
 POOL_SIZE = 14
 MASK_SIZE = 28
 STACKED_CONVS = 4
-PIXELS_PER_BLOCK = 2**24
-"""How many pixels of masks become floats at a time: 64 MiB."""
+PIXELS_PER_BLOCK = BlockSize(cpu=2**24, gpu=2**25)
+"""How many pixels of masks become floats at a time: 64 or 128 MiB."""
 
 
 class MaskHead(nn.Module):
@@ -104,7 +105,7 @@ def crop_masks(masks: Sequence[Tensor | None], boxes: Sequence[Tensor], objects:
 
 def _crop(masks: Tensor, rois: Tensor) -> Tensor:
     """RoIAlign (P, 1, 28, 28) of regions (P, 5) in masks (N, H, W), of which few become floats at a time."""
-    step = max(1, PIXELS_PER_BLOCK // max(1, masks[0:1].numel()))
+    step = max(1, PIXELS_PER_BLOCK.on(masks.device) // max(1, masks[0:1].numel()))
     blocks = masks[:, None].split(step)
     parts = []
     for i, block in enumerate(blocks):

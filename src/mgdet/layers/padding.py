@@ -8,13 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mgdet.layers.blocks import BlockSize
 from mgdet.layers.host import to_device
 from mgdet.structures import Target
 
 NEGATIVE, IGNORED = -1, -2
 """What stands in a match where an anchor answers for no object: it is background, or it does not count."""
-PAIRS_PER_BLOCK = 2**21
-"""How many (object, anchor) pairs of a batch are looked at in one go: 8 MiB for each number about a pair."""
+PAIRS_PER_BLOCK = BlockSize(cpu=2**21, gpu=2**24)
+"""How many (object, anchor) pairs of a batch are looked at in one go: 8 or 64 MiB for each number about a pair."""
 UNIT_BOX = (0.0, 0.0, 1.0, 1.0)
 
 
@@ -58,7 +59,7 @@ class PaddedTargets(NamedTuple):
         Yields:
             The number of the block's first object, boxes (B, n, 4), and whether they exist (B, n).
         """
-        step = max(1, PAIRS_PER_BLOCK // max(1, len(self.boxes) * num_anchors))
+        step = max(1, PAIRS_PER_BLOCK.on(self.boxes.device) // max(1, len(self.boxes) * num_anchors))
         for start in range(0, self.boxes.shape[1], step):
             yield start, self.boxes[:, start : start + step], self.exists[:, start : start + step]
 

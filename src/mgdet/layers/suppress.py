@@ -11,11 +11,12 @@ from torch import Tensor
 from mgdet.layers.boxes import pairwise_iou
 from mgdet.layers.host import to_host
 from mgdet.layers.nms import nms
-from mgdet.layers.padding import PAIRS_PER_BLOCK
 from mgdet.layers.postprocess import apart
 
 ROUNDS = 16
 """Rounds of suppression between two looks at whether anything still changes; 2000 proposals need fewer than ten."""
+PAIRS_PER_IMAGE = 2**21
+"""How many pairs of boxes of an image are compared in one go, on a device."""
 
 
 def suppress(boxes: Tensor, scores: Tensor, spans: Sequence[int], *, threshold: float) -> Tensor:
@@ -59,7 +60,7 @@ def _all_together(boxes: Tensor, scores: Tensor, spans: Sequence[int], threshold
     groups = torch.stack(levels, dim=1).flatten(0, 1)  # (B * L, M, 4)
     # (B * L, M, M): does the better box, a row, overlap the worse one, a column?
     overlapping = torch.empty((len(groups), longest, longest), dtype=torch.float16, device=boxes.device)
-    step = max(1, PAIRS_PER_BLOCK // (longest * len(spans)))
+    step = max(1, PAIRS_PER_IMAGE // (longest * len(spans)))
     for part, rows in zip(groups.split(step, dim=1), overlapping.split(step, dim=1)):
         rows.copy_(pairwise_iou(part, groups) > threshold)
     overlapping.triu_(diagonal=1)
