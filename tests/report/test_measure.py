@@ -9,8 +9,10 @@ import torch
 from mgdet.config import DataConfig
 from mgdet.distributed import World
 from mgdet.errors import UserError
+from mgdet.evaluate import coco
 from mgdet.models import load_detector
 from mgdet.report.measure import test_checkpoint as measure
+from tiny import NUM_VAL
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -154,3 +156,20 @@ def test_detections_of_other_formats_are_written_without_labels_too(tiny, tmp_pa
     assert isinstance(json.loads((tmp_path / "results.json").read_text()), list)
     with pytest.raises(UserError, match=r"has a label file|without an XML file"):
         run(config, tiny, None)
+
+
+def test_so_many_images_pass_at_once_as_are_asked_for(tiny, tmp_path, monkeypatch):
+    sizes, detect = [], coco.detect
+    monkeypatch.setattr(
+        coco, "detect", lambda detector, batch, amp: sizes.append(len(batch.files)) or detect(detector, batch, amp)
+    )
+    config, found = tiny.config(distil=False), []
+    for batch in (1, 3):
+        sizes.clear()
+        out = tmp_path / f"{batch}.json"
+        measure(config, str(tiny.teacher), metrics=["bbox"], out=out, world=ALONE, say=lambda line: None, batch=batch)
+        assert max(sizes) == batch and sum(sizes) == NUM_VAL
+        found.append(torch.tensor(sorted(one["score"] for one in json.loads(out.read_text()))))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="--batch is 0; give 1 or more"):
+        measure(config, str(tiny.teacher), metrics=["bbox"], out=None, world=ALONE, say=lambda line: None, batch=0)

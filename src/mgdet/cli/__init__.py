@@ -40,7 +40,7 @@ ADVICE = {
     "train": _TRAINING,
     "distill": _TRAINING,
     "check": "lower --train.batch, --data.short-edge and --data.long-edge",
-    "test": "lower --data.short-edge and --data.long-edge, or --data.workers",
+    "test": "lower --batch, --data.short-edge and --data.long-edge, or --data.workers",
     "compare": "lower --data.workers",
     "predict": "lower --batch",
     "export": "give a smaller --size, or a folder of smaller pictures with --images",

@@ -37,6 +37,8 @@ class TestArguments:
     or one on a machine without."""
     amp: Annotated[Literal["off", "bf16", "fp16"], tyro.conf.arg(name="train.amp")] = "off"
     """Run backbone and neck in this precision, as training does; off: exact float32."""
+    batch: int = 4
+    """Images per forward pass."""
     eval: tuple[str, ...]
     """What to measure: bbox, segm or both; else what the recipe measures in training."""
     out: str = ""
@@ -93,6 +95,7 @@ def run(arguments: list[str]) -> int:
             say=say,
             ema=parsed.ema,
             amp=parsed.amp,
+            batch=parsed.batch,
         )
     return 0
 

@@ -20,7 +20,7 @@ from mgdet.detectors.exported import Exported, is_exported, load_exported
 from mgdet.detectors.face import Face
 from mgdet.distributed import World
 from mgdet.errors import UserError
-from mgdet.evaluate.coco import METRICS, CocoScores, check_truth, evaluate, run_detector
+from mgdet.evaluate.coco import IMAGES_AT_ONCE, METRICS, CocoScores, check_truth, evaluate, run_detector
 from mgdet.evaluate.results import is_results_file, read_results, results_notes
 from mgdet.files import atomic_write
 from mgdet.interop.weights import read_checkpoint
@@ -54,6 +54,7 @@ def test_checkpoint(
     say: Callable[[str], None],
     ema: bool = False,
     amp: str = "off",
+    batch: int = IMAGES_AT_ONCE,
 ) -> dict[str, CocoScores] | None:
     """Measures a checkpoint, or somebody's detections, on the evaluation images of a recipe.
 
@@ -66,6 +67,7 @@ def test_checkpoint(
         say: is told what was loaded and the tables; by the first process only.
         ema: as `read_checkpoint` takes it.
         amp: precision of backbone and neck: "bf16", "fp16", or "off", which is exact float32 everywhere.
+        batch: images per forward pass.
 
     Returns:
         The scores for each metric on rank 0, none where the data set has no annotations; None on other ranks.
@@ -73,6 +75,8 @@ def test_checkpoint(
     Raises:
         UserError: bad input; `out` exists already.
     """
+    if batch < 1:
+        raise UserError(f"--batch is {batch}; give 1 or more")
     given = is_results_file(source)
     graph = load_exported(source) if is_exported(source) else None
     masks = given or (has_masks(config.student) if graph is None else graph.has_masks)
@@ -99,7 +103,7 @@ def test_checkpoint(
         dataset = DetectionDataset(records, training=False)
         detector, line = _open(config, graph or source, dataset, world, ema=ema)
         float32 = set_float32(world.device, exact=True)
-        found = _detect(config, detector, dataset, world, amp=amp)
+        found = _detect(config, detector, dataset, world, amp=amp, batch=batch)
         if found is None:
             return None
         records, results = dataset.records, found
@@ -163,7 +167,7 @@ def _open(
 
 
 def _detect(
-    config: Config, detector: Face, dataset: DetectionDataset, world: World, *, amp: str
+    config: Config, detector: Face, dataset: DetectionDataset, world: World, *, amp: str, batch: int
 ) -> list[dict[str, Any]] | None:
     """What a detector finds: all of it on rank 0, None elsewhere."""
     square, canvas = config.data.square, None
@@ -180,6 +184,7 @@ def _detect(
             canvas=canvas,
             device=world.device,
             amp=amp,
+            batch=batch,
             workers=config.data.workers,
             rank=world.rank,
             world_size=world.size,
