@@ -1,5 +1,6 @@
 """A loss or a gradient that is not a number: where it is found, what is kept, and what is left alone."""
 
+import copy
 import math
 
 import pytest
@@ -7,9 +8,14 @@ import torch
 
 import mgdet.detectors.retinanet as retinanet
 import mgdet.engine.loop as loop
+from mgdet import DistilledStudent, Target
 from mgdet.cli import main
+from mgdet.config import OptimizerConfig
+from mgdet.data.batch import Batch
+from mgdet.engine.step import Step
 from mgdet.methods.mgd import MGD
-from tiny import records
+from mgdet.models import detector_from
+from tiny import ALONE, alone, records
 
 STEP = 4
 
@@ -145,3 +151,41 @@ def test_half_precision_lowers_its_scale_and_goes_on(tiny, tmp_path, monkeypatch
     assert steps == [(65536, True), (32768, False), (32768, True)]
     (line,) = [line for line in records(tmp_path / "run") if line["kind"] == "train"]
     assert line["grad_norm"] > 0, "the mean of the two steps that have one"
+
+
+def everything_of(step):
+    """The weights and the optimizer's state, as copies."""
+    return copy.deepcopy((dict(step.student.named_parameters()), step.optimizer.state_dict()["state"]))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_no_weight_and_no_state(where, amp, optimizer):
+    config = alone()
+    config.train.amp, config.optimizer = amp, OptimizerConfig(name=optimizer, lr=1e-3)
+    torch.manual_seed(0)
+    student = detector_from(config.student, 80)
+    step = Step(DistilledStudent(student, ()), None, config, ALONE)
+    step.model.train()
+    target = Target(torch.tensor([[8.0, 8.0, 40.0, 40.0]]), torch.tensor([3]), size=(96, 96))
+    pixels = torch.randint(0, 256, (1, 96, 96, 3), dtype=torch.uint8)
+    batch = Batch(pixels, [target], ["x"], [0], [(96, 96)], [(1.0, 1.0)])
+    fresh = everything_of(step)
+    step.take([batch], number=0, lr=1e-3)
+    before = everything_of(step)
+    assert not torch.equal(*(weights["student.bbox_head.retina_cls.weight"] for weights, _ in (fresh, before)))
+    if where == "loss":
+        focal = retinanet.sigmoid_focal_sum
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(retinanet, "sigmoid_focal_sum", lambda *arguments: poison(focal(*arguments)))
+            outcome = step.take([batch], number=1, lr=1e-3)
+    else:
+        hook = student.bbox_head.retina_cls.weight.register_hook(poison)
+        outcome = step.take([batch], number=1, lr=1e-3)
+        hook.remove()
+    assert outcome.finite == (where == "gradient" and amp == "fp16")
+    torch.testing.assert_close(everything_of(step), before, rtol=0, atol=0)
+    # It goes on as if the step had not been.
+    assert step.take([batch], number=2, lr=1e-3).finite
+    assert not torch.equal(student.bbox_head.retina_cls.weight, before[0]["student.bbox_head.retina_cls.weight"])

@@ -118,10 +118,11 @@ class Step:
         asked = torch.full((1,), float(stop()), device=stacked.device)
         means = self.world.mean(torch.cat([stacked.mean(dim=0), asked]))
         self._update(means[: len(names)], norm)
+        scale = self.scaler.scale(means.new_ones(1))
         # The one wait for the device.
-        *values, asked_share, norm_value = torch.cat([means, norm.reshape(1).to(means)]).tolist()
+        *values, asked_share, norm_value, scale_value = torch.cat([means, norm.reshape(1).to(means), scale]).tolist()
         values, norms = values[: len(names)], dict(zip(measured, values[len(names) :]))
-        finite = all(map(math.isfinite, values)) and (math.isfinite(norm_value) or self._scale_can_fall())
+        finite = all(map(math.isfinite, values)) and (math.isfinite(norm_value) or self._can_fall(scale_value))
         local = [dict(zip(names, row)) for row in stacked.tolist()] if not finite else []
         shares = balance.found(norms) if norms else {}  # with the weights of this step
         if finite and norms:
@@ -172,9 +173,9 @@ class Step:
         """The context in which losses are computed."""
         return autocast(self.world.device, self.config.train.amp)
 
-    def _scale_can_fall(self) -> bool:
+    def _can_fall(self, scale: float) -> bool:
         """In fp16 a gradient that overflows skips its step and halves the scale; below 1 that is no cure any more."""
-        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0
+        return self.scaler.is_enabled() and scale >= 1.0
 
     def _seed(self, number: int) -> None:
         """Every random draw of a step is a function of seed, step and rank: resuming needs no generator's state."""
