@@ -21,6 +21,7 @@ from mgdet.data.dataset import DetectionDataset
 from mgdet.data.transforms import View
 from mgdet.distributed import World, launch
 from mgdet.engine.checkpoint import check_all_see_it
+from mgdet.engine.step import Step
 from mgdet.errors import UserError
 from mgdet.interop.weights import read_checkpoint, save_checkpoint
 from mgdet.models import load_detector
@@ -124,6 +125,32 @@ def _signalled_in_evaluation(rank, folder):
         patch.setattr(loop.RunLog, "activity", activity)
         patch.setattr(loop, "run_detector", watched)
         assert loop.train(config, folder / "run", resume=False, world=world) == (143 if rank == 1 else 0)
+    torch.distributed.destroy_process_group()
+
+
+def test_buffers_do_not_travel_with_a_step(tiny, tmp_path):
+    """Constants would be sent again each time; what norms gather is shared where it is read or saved."""
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config().to_dict()))
+    torch.multiprocessing.spawn(_with_a_buffer_of_its_own, (tmp_path,), nprocs=2)
+    assert [torch.load(tmp_path / f"{rank}.pth").item() for rank in (0, 1)] == [0, 1]
+
+
+def _with_a_buffer_of_its_own(rank, folder):
+    world = _join(rank, folder)
+    config = Config.from_dict(json.loads((folder / "config.json").read_text()))
+    config.train.stop_after = 2
+    take = Step.take
+
+    def marked(step, *arguments, **options):
+        if not hasattr(step.student, "mark"):
+            step.student.register_buffer("mark", torch.tensor(rank), persistent=False)
+        outcome = take(step, *arguments, **options)
+        torch.save(step.student.mark, folder / f"{rank}.pth")
+        return outcome
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Step, "take", marked)
+        assert loop.train(config, folder / "run", resume=False, world=world) == 0
     torch.distributed.destroy_process_group()
 
 

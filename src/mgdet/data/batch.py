@@ -167,7 +167,7 @@ def _repeated_once(values: tuple[float, ...], times: int) -> np.ndarray:
 def _unpack_bits(bits: Tensor) -> Tensor:
     """Masks (N, H, W) of zeros and ones from (N, H, W / 8), the first cell in the highest bit."""
     shifts = torch.arange(7, -1, -1, device=bits.device, dtype=torch.uint8)
-    return ((bits[..., None] >> shifts) & 1).flatten(2)
+    return (bits[..., None] >> shifts).bitwise_and_(1).flatten(2)
 
 
 def _rebuild(pixels: Tensor, objects: list[tuple], *rest: list) -> Batch:
