@@ -25,8 +25,6 @@ SEED = 1000
 """Of all runs that choices are made with; the reported ones count from 0."""
 GAIN = 0.005
 """AP, in shares of 1, that twice the length must gain to be worth it."""
-LONGEST = 16
-"""No schedule is longer than this many times 1x."""
 CHOICES_FILE = "choices.json"
 
 Tried = list[dict[str, Any]]
@@ -149,7 +147,7 @@ def _teacher(pair: Pair, root: Path, name: str) -> dict[str, Any]:
         config = teacher_config(pair, root, epochs=epochs, seed=SEED)
         return Planned(root / name / "teacher" / f"{epochs}-epochs", config)
 
-    tried, plateau = _lengthen(root, pair.teacher_epochs, run)
+    tried, plateau = _lengthen(root, pair.teacher_epochs, pair.teacher_longest, run)
     best = max(tried[-2:], key=lambda one: one["AP"])
     return {"folder": best["folder"], "epochs": best["epochs"], "AP": best["AP"], "plateau": plateau, "tried": tried}
 
@@ -162,7 +160,7 @@ def _student(pair: Pair, root: Path, folder: Path) -> dict[str, Any]:
         return Planned(folder / "search" / _name(ALONE, pair, epochs, rate=rate), config)
 
     rate = _best(root, [(rate, run(pair.epochs, rate)) for rate in pair.rates])["value"]
-    tried, plateau = _lengthen(root, pair.epochs, lambda epochs: run(epochs, rate))
+    tried, plateau = _lengthen(root, pair.epochs, pair.longest, lambda epochs: run(epochs, rate))
     chosen = tried[-2 if plateau else -1]
     return {"epochs": chosen["epochs"], "AP": chosen["AP"], "plateau": plateau, "tried": tried}
 
@@ -172,13 +170,13 @@ def _name(arm: Arm, pair: Pair, epochs: int, *, rate: float, decay: float = DECA
     return name + (f"-{pair.strength}-{strength:g}" if arm.method else "")
 
 
-def _lengthen(root: Path, first: int, run: Callable[[int], Planned]) -> tuple[Tried, bool]:
-    """Lengths from 1x on, doubled until that gains no more than `GAIN`, and whether that point was reached."""
+def _lengthen(root: Path, first: int, longest: int, run: Callable[[int], Planned]) -> tuple[Tried, bool]:
+    """Lengths from 1x to `longest` times that, doubled until that gains no more than `GAIN`, and whether it ever did."""
     epochs = [first, 2 * first]
     while True:
         found = _results([run(own) for own in epochs])
         gain = found[-1].ap - found[-2].ap
-        if gain <= GAIN or 2 * epochs[-1] > LONGEST * first:
+        if gain <= GAIN or 2 * epochs[-1] > longest * first:
             tried = [
                 {"epochs": own, "AP": result.ap, "folder": _relative(run(own), root)}
                 for own, result in zip(epochs, found)

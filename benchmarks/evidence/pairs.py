@@ -72,7 +72,9 @@ class Pair:
     amp: the precision of training, bf16 for the time it saves on processors that have it. On a CPU the gradients of
         bf16 convolutions of stride 2 are wrong where a map is one cell wide: images must be wider than `BF16_EDGE`.
     epochs: the student's schedule 1x; its length is a power of two times that.
-    teacher_epochs: the teacher's.
+    longest: no schedule of the student is longer than this many times 1x.
+    teacher_epochs: the teacher's 1x.
+    teacher_longest: no schedule of the teacher is longer than this many times its 1x.
     teacher_rate: the teacher's learning rate.
     rates: learning rates that are searched, for 16 images per step.
     decays: weight decays that are searched for arms without a method, as a method's strength is for those with one.
@@ -98,7 +100,9 @@ class Pair:
     batch: int = 8
     amp: Literal["off", "bf16"] = "bf16"
     epochs: int = 32
+    longest: int = 16
     teacher_epochs: int = 32
+    teacher_longest: int = 16
     teacher_rate: float = 0.004
     rates: tuple[float, ...] = (0.002, 0.004, 0.008)
     decays: tuple[float, ...] = (0.001, DECAY, 0.1)
@@ -123,6 +127,8 @@ CASCADE = Pair(
     rois_per_image=64,
     proposals_per_level=400,
     rates=(0.003, 0.006, 0.009),
+    longest=2,
+    teacher_longest=4,
     mask_ratio=0.45,
     fgd=FGDConfig(foreground=5e-5, background=2.5e-5, attention=5e-5, relation=5e-7),
 )
@@ -144,7 +150,9 @@ PAIRS: dict[str, Pair] = {
     "bccd_retinanet": Pair(
         teacher="retinanet", student="retinanet", images=Bccd(), seeds=5, epochs=20, teacher_epochs=40
     ),
-    "bccd_faster_rcnn": replace(CASCADE, teacher="faster_rcnn", images=Bccd(), epochs=20, teacher_epochs=40),
+    "bccd_faster_rcnn": replace(
+        CASCADE, teacher="faster_rcnn", images=Bccd(), epochs=20, longest=16, teacher_epochs=40
+    ),
 }
 
 

@@ -45,10 +45,14 @@ def of_teacher(teacher: Measured | None, rows: Sequence[Row], choices: dict[str,
     alone = next((row.mean(metric) for row in rows if row.arm == ALONE), None)
     if teacher is not None and teacher.scores and alone is not None:
         sentences.append(of_lead(teacher.scores[metric]["AP"] - alone, METRIC_NAMES[metric]))
-    if not choices["teacher"]["plateau"]:
-        sentences.append("The teacher had not reached its plateau: the longest schedule still gained.")
-    if not choices["length"]["plateau"]:
-        sentences.append("The student alone had not reached its plateau: the longest schedule still gained.")
+    for who, own in (("teacher", choices["teacher"]), ("student alone", choices["length"])):
+        if not own["plateau"]:
+            before, last = own["tried"][-2:]
+            sentences.append(
+                f"The {who} had not reached its plateau: {last['epochs']} epochs in place of {before['epochs']} still "
+                f"gained {100 * (last['AP'] - before['AP']):.1f} AP on the validation images; no longer schedule was "
+                "tried."
+            )
     edges = [name for name, own in choices["arms"].items() if any(one["at_edge"] for one in own["searches"])]
     if edges:
         sentences.append(

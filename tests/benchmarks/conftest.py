@@ -46,7 +46,7 @@ class Evidence:
 
 def add_tiny(epochs: int = 1) -> None:
     """Adds the pair, lets no schedule be doubled more than once, and draws few crops."""
-    from evidence import backbones, choose, pairs
+    from evidence import backbones, pairs
 
     backbones.PICTURES, backbones.OTHER_PICTURES = 40, 4
     pairs.PAIRS["tiny"] = pairs.Pair(
@@ -59,21 +59,22 @@ def add_tiny(epochs: int = 1) -> None:
         batch=2,
         amp="off",
         epochs=epochs,
+        longest=2,
         teacher_epochs=1,
+        teacher_longest=2,
         rates=(0.002,),
         strengths={"mgd": (1e-3,)},
         seeds=2,
     )
-    choose.LONGEST = 2
 
 
 @pytest.fixture
 def tiny_pair(monkeypatch):
     """Adds the pair `tiny` while a test runs."""
-    from evidence import backbones, choose, pairs
+    from evidence import backbones, pairs
 
-    for module, name in ((choose, "LONGEST"), (backbones, "PICTURES"), (backbones, "OTHER_PICTURES")):
-        monkeypatch.setattr(module, name, getattr(module, name))
+    for name in ("PICTURES", "OTHER_PICTURES"):
+        monkeypatch.setattr(backbones, name, getattr(backbones, name))
     before = dict(pairs.PAIRS)
     add_tiny()
     yield pairs.PAIRS["tiny"]

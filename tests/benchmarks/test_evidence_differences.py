@@ -174,13 +174,13 @@ def test_what_an_arm_is_compared_with():
 def test_a_weak_teacher_and_searches_at_the_edge_are_said(truth):
     rows = rows_of(truth, {ALONE: 0.8}, seeds=1)
     choices = {
-        "teacher": {"plateau": False},
+        "teacher": {"plateau": False, "tried": [{"epochs": 32, "AP": 0.5}, {"epochs": 64, "AP": 0.512}]},
         "length": {"plateau": True},
         "arms": {"alone": {"searches": [{"at_edge": True}]}, "mgd": {"searches": [{"at_edge": False}]}},
     }
     text = "\n".join(words.of_teacher(measured(truth, 0.8, 0), rows, choices, "bbox"))
     assert "less than the 10 that are asked for" in text
-    assert "The teacher had not reached its plateau" in text
+    assert "The teacher had not reached its plateau: 64 epochs in place of 32 still gained 1.2 AP on the" in text
     assert "The student alone" not in text
     assert "at the edge of what was searched for: alone." in text
 

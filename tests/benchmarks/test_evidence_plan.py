@@ -184,7 +184,8 @@ def test_a_schedule_that_never_stops_gaining_is_said_to(monkeypatch, tmp_path):
     pair = pairs.PAIRS["faster_rcnn"]
     answers = Answers(monkeypatch, tmp_path, pair, lambda config: config.schedule.epochs / 100)
     choices = answers.choose()
-    assert choices["length"]["epochs"] == choose.LONGEST * pair.epochs
+    assert choices["length"]["epochs"] == pair.longest * pair.epochs
+    assert choices["teacher"]["epochs"] == pair.teacher_longest * pair.teacher_epochs
     assert not choices["length"]["plateau"]
     assert not choices["teacher"]["plateau"]
 
@@ -195,8 +196,8 @@ def test_two_pairs_may_have_one_teacher(monkeypatch, tmp_path):
     choices = answers.choose()
     teachers = [run for run in answers.asked if run.config.student.detector == pair.teacher]
     owner = pairs.PAIRS[pair.teacher_of]
-    assert choices["teacher"]["folder"] == "faster_rcnn/teacher/16-epochs"
-    for run, epochs in zip(teachers, (16, 32), strict=True):
+    assert choices["teacher"]["folder"] == "faster_rcnn/teacher/32-epochs"
+    for run, epochs in zip(teachers, (32, 64), strict=True):
         assert run.folder == tmp_path / f"faster_rcnn/teacher/{epochs}-epochs"
         assert run.config == teacher_config(owner, tmp_path, epochs=epochs, seed=choose.SEED)
     for pair in pairs.PAIRS.values():
