@@ -106,6 +106,10 @@ def step(row: Row) -> Callable[[], object]:
     teacher.to(memory_format=torch.channels_last)
     levels = [MGD(256, 256, weight=pair.weight, mask_ratio=pair.mask_ratio) for _ in range(pair.levels)]
     model = DistilledStudent(student, levels).to(memory_format=torch.channels_last).train()
+    with contextlib.suppress(ImportError):  # as the training loop has it, in versions that do
+        from mgdet.layers.winograd import quicken
+
+        quicken(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=1e-5, momentum=0.9, weight_decay=1e-4)
     images = torch.randn(1, 3, *STEP_SIZE).contiguous(memory_format=torch.channels_last)

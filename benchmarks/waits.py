@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mgdet import Target, build_detector
 from mgdet.detectors.build import DETECTORS
-from mgdet.layers import deform, roi, roi_align, suppress
+from mgdet.layers import deform, roi, roi_align, suppress, winograd
 from mgdet.layers.blocks import BlockSize
 
 WAITING_OPERATORS = {
@@ -98,7 +98,7 @@ class _Operators(TorchDispatchMode):
 def as_on_a_gpu() -> Iterator[None]:
     """Takes the way that a GPU takes."""
     with contextlib.ExitStack() as stack:
-        for module in (roi, roi_align, deform):
+        for module in (roi, roi_align, deform, winograd):
             stack.enter_context(patch.object(module, "eager_on_cpu", lambda x: False))
         stack.enter_context(patch.object(suppress, "_image_by_image", suppress._all_together))
         stack.enter_context(patch.object(BlockSize, "on", lambda size, device: size.gpu))

@@ -171,7 +171,7 @@ def _name(arm: Arm, pair: Pair, epochs: int, *, rate: float, decay: float = DECA
 
 
 def _lengthen(root: Path, first: int, longest: int, run: Callable[[int], Planned]) -> tuple[Tried, bool]:
-    """Lengths from 1x to `longest` times that, doubled until that gains no more than `GAIN`, and whether it ever did."""
+    """Lengths from 1x to `longest` times that, doubled until that gains at most `GAIN`, and whether it ever did."""
     epochs = [first, 2 * first]
     while True:
         found = _results([run(own) for own in epochs])

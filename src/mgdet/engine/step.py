@@ -18,6 +18,7 @@ from mgdet.config import Config, OptimizerConfig
 from mgdet.data.batch import Batch
 from mgdet.distributed import World
 from mgdet.engine.schedule import scaled_lr
+from mgdet.layers.winograd import quicken
 from mgdet.methods.student import DistilledStudent, Measured
 from mgdet.methods.teacher import Teacher
 from mgdet.precision import autocast
@@ -62,6 +63,7 @@ class Step:
     def __init__(self, student: DistilledStudent, teacher: Teacher | None, config: Config, world: World):
         self.config, self.world = config, world
         self.student = student.to(world.device).to(memory_format=torch.channels_last)
+        quicken(self.student)
         self.teacher = teacher
         if teacher is not None:
             teacher.to(world.device).to(memory_format=torch.channels_last)

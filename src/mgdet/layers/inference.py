@@ -12,14 +12,17 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from mgdet.layers.winograd import quicken
+
 M = TypeVar("M", bound=nn.Module)
 
 
-def inference_form(detector: M) -> M:
+def inference_form(detector: M, *, quick: bool = True) -> M:
     """A copy in eval mode, without gradients, that computes the same within rounding and in less time.
 
     `detector` stays as it is, and the copy shares all tensors that are no different. Batch norms of a backbone go into
-    its convolutions, if torch can trace it; deformable convolutions keep theirs, as they have no bias.
+    its convolutions, if torch can trace it; deformable convolutions keep theirs, as they have no bias. On a CPU some
+    convolutions need fewer multiplications (`winograd.py`), unless they are to be counted: then it is not `quick`.
     """
     tensors = [*detector.parameters(), *detector.buffers()]
     form = copy.deepcopy(detector, {id(tensor): tensor for tensor in tensors}).eval()
@@ -31,6 +34,8 @@ def inference_form(detector: M) -> M:
             if value.dim() == 4:
                 value = value.contiguous(memory_format=torch.channels_last)
             setattr(module, name, nn.Parameter(value, requires_grad=False))
+    if quick:
+        quicken(form)
     return form
 
 

@@ -51,7 +51,7 @@ def measure_size(detector: Face, dataset: DetectionDataset, sizes: Sizes) -> Siz
     batch = collate([dataset[view_of(sizes, middle)]]).fitted(detector.multiple, detector.native_size)
     counter = FlopCounterMode(display=False)
     with counter:
-        detect(inference_form(detector), batch)
+        detect(inference_form(detector, quick=False), batch)
     height, width = batch.pixels.shape[1:3]
     parameters = sum(parameter.numel() for parameter in detector.parameters())
     return Size(parameters, counter.get_total_flops() / 1e9, height, width)

@@ -1,0 +1,174 @@
+"""3 x 3 convolutions on a CPU in float32 with a quarter of the multiplications.
+
+This is F(4 x 4, 3 x 3) of "Fast Algorithms for Convolutional Neural Networks" (Lavin and Gray, arXiv 1509.09308,
+section 4.3). Patches of 6 x 6 cells, which overlap by two, become 36 sums each. These are multiplied by as many sums
+over the kernel, and the 4 x 4 cells in the middle of the result are sums of the products. Its error beside a
+convolution in float64 is 2e-6 of the norm, where that of torch's own is 7e-7.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from mgdet.layers.eager import eager_on_cpu
+
+TILE, PATCH = 4, 6
+FEWEST_CHANNELS = 256
+"""In and out. With fewer the sums take as long as the products save where other processes use the caches."""
+KERNELS_PER_CELL = 48
+"""A batch with fewer cells than one for so many kernels pays more for the sums over the kernels than it saves."""
+NUMBERS_PER_BLOCK = 2**20
+"""How many numbers are transformed in one go: 4 MiB, as much as caches hold."""
+
+_OF_INPUT = (
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
+_OF_KERNEL = (
+    (1 / 4, 0, 0),
+    (-1 / 6, -1 / 6, -1 / 6),
+    (-1 / 6, 1 / 6, -1 / 6),
+    (1 / 24, 1 / 12, 1 / 6),
+    (1 / 24, -1 / 12, 1 / 6),
+    (0, 0, 1),
+)
+_OF_OUTPUT = (
+    (1, 1, 1, 1, 1, 0),
+    (0, 1, -1, 2, -2, 0),
+    (0, 1, 1, 4, 4, 0),
+    (0, 1, -1, 8, -8, 1),
+)
+
+
+def _in_both_directions(sums: tuple[tuple[float, ...], ...]) -> Tensor:
+    """Sums along one edge of a square as sums over the whole square, as one matrix."""
+    matrix = torch.tensor(sums, dtype=torch.float64)
+    return torch.kron(matrix, matrix).float()
+
+
+INPUT, KERNEL, OUTPUT = map(_in_both_directions, (_OF_INPUT, _OF_KERNEL, _OF_OUTPUT))
+
+
+def quicken(network: nn.Module) -> None:
+    """Has the convolutions of a network take the fast way where there is one; names and weights stay as they are."""
+    for module in network.modules():
+        if type(module) is nn.Conv2d and _suits(module):
+            module.__class__ = Convolution
+
+
+class Convolution(nn.Conv2d):
+    """A 3 x 3 convolution that keeps the size of its maps, the fast way where that is one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) to (B, out_channels, H, W)."""
+        fast = (
+            eager_on_cpu(x)
+            and x.dim() == 4
+            and x.dtype == self.weight.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+            and x.numel() // x.shape[1] >= self.in_channels * self.out_channels // KERNELS_PER_CELL
+        )
+        if not fast:
+            return super().forward(x)
+        result: Tensor = _Convolve.apply(x, self.weight, self.bias)
+        return result
+
+
+def _suits(convolution: nn.Conv2d) -> bool:
+    return (
+        convolution.kernel_size == (3, 3)
+        and convolution.stride == convolution.dilation == (1, 1)
+        and convolution.padding in ((1, 1), "same")
+        and convolution.padding_mode == "zeros"
+        and convolution.groups == 1
+        and min(convolution.in_channels, convolution.out_channels) >= FEWEST_CHANNELS
+    )
+
+
+class _Convolve(torch.autograd.Function):
+    """The gradient of the input is a convolution, too; that of the kernel is torch's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return convolve(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x = convolve(gradient, weight.flip(2, 3).transpose(0, 1))
+        if any(ctx.needs_input_grad[1:]):
+            _, of_weight, of_bias = torch.ops.aten.convolution_backward(
+                gradient,
+                x,
+                weight,
+                [weight.shape[0]] if ctx.needs_input_grad[2] else None,
+                stride=(1, 1),
+                padding=(1, 1),
+                dilation=(1, 1),
+                transposed=False,
+                output_padding=(0, 0),
+                groups=1,
+                output_mask=(False, ctx.needs_input_grad[1], ctx.needs_input_grad[2]),
+            )
+        return of_x, of_weight, of_bias
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The convolution with one cell of zeros around.
+
+    Args:
+        x: (B, C, H, W) float32.
+        weight: (K, C, 3, 3).
+        bias: (K,).
+
+    Returns:
+        (B, K, H, W), channels last in memory.
+    """
+    batch, channels, height, width = x.shape
+    kernels = len(weight)
+    down, across = -(-height // TILE), -(-width // TILE)
+    rows = max(1, NUMBERS_PER_BLOCK // (PATCH**2 * across * max(channels, kernels)))
+    transformed = torch.mm(KERNEL, weight.permute(2, 3, 1, 0).reshape(9, -1)).view(-1, channels, kernels)
+    # From here on (B, H, W, C). At the far edges there are as many zeros as the last patches reach out.
+    cells = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, across * TILE + 1 - width, 1, down * TILE + 1 - height))
+    patches = cells.unfold(1, PATCH, TILE).unfold(2, PATCH, TILE).permute(0, 4, 5, 1, 2, 3)
+    result = torch.empty((batch, kernels, height, width), memory_format=torch.channels_last)
+    # Two rooms that are written over and over: fresh ones for each product take half as long again.
+    one, other = torch.empty(2, PATCH**2 * rows * across * max(channels, kernels))
+    for image, place in zip(patches, result.permute(0, 2, 3, 1)):
+        for start in range(0, down, rows):
+            part = image[:, :, start : start + rows]
+            number = part.shape[2] * across
+            gathered = _in(one, *part.shape).copy_(part)
+            sums = _in(other, PATCH**2, number * channels)
+            torch.mm(INPUT, gathered.view(PATCH**2, -1), out=sums)
+            products = _in(one, PATCH**2, number, kernels)
+            torch.bmm(sums.view(PATCH**2, number, channels), transformed, out=products)
+            tiles = _in(other, TILE**2, number * kernels)
+            torch.mm(OUTPUT, products.view(PATCH**2, -1), out=tiles)
+            grid = tiles.view(TILE, TILE, -1, across, kernels)
+            if bias is not None:
+                grid += bias
+            ordered = _in(one, part.shape[2], TILE, across, TILE, kernels).copy_(grid.permute(2, 0, 3, 1, 4))
+            own = place[start * TILE : (start + rows) * TILE]
+            own.copy_(ordered.view(-1, across * TILE, kernels)[: len(own), :width])
+    return result
+
+
+def _in(room: Tensor, *shape: int) -> Tensor:
+    """The beginning of a room as a tensor of a shape."""
+    return room[: math.prod(shape)].view(shape)
