@@ -28,8 +28,10 @@ from mgdet.data.open import open_splits
 from mgdet.data.sampler import TrainSampler
 from mgdet.detectors.build import detector_class
 from mgdet.distributed import World
+from mgdet.engine.ahead import ahead
 from mgdet.engine.compiled import compile_pyramids
 from mgdet.engine.step import Step
+from mgdet.layers.inference import inference_form
 from mgdet.methods.student import DistilledStudent
 from mgdet.methods.teacher import Teacher
 from mgdet.models import detector_from, with_methods
@@ -75,7 +77,8 @@ class Bench:
         student = detector_from(config.student, len(data.classes))
         model, teacher = DistilledStudent(student), None
         if config.teacher is not None and config.methods:
-            teacher = Teacher(detector_from(config.teacher, len(data.classes)))
+            precision = "bf16" if amp == "bf16" else config.teacher.precision
+            teacher = Teacher(inference_form(detector_from(config.teacher, len(data.classes))), precision)
             model = with_methods(config, student, teacher.detector, lambda line: None)
         if compiled:
             list(compile_pyramids(model, teacher))
@@ -94,7 +97,7 @@ class Bench:
             short_edge_step=config.data.short_edge_step,
             flip=config.data.flip,
         )
-        self.loader = train_loader(data, sampler, workers=workers, pin=self.device.type == "cuda")
+        self.loader = ahead(train_loader(data, sampler, workers=workers, pin=self.device.type == "cuda"), self.device)
 
     def take(self) -> None:
         """A step as the loop takes it."""
