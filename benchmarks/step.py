@@ -78,8 +78,8 @@ class Bench:
         model, teacher = DistilledStudent(student), None
         if config.teacher is not None and config.methods:
             precision = "bf16" if amp == "bf16" else config.teacher.precision
-            teacher = Teacher(inference_form(detector_from(config.teacher, len(data.classes))), precision)
-            model = with_methods(config, student, teacher.detector, lambda line: None)
+            form = inference_form(detector_from(config.teacher, len(data.classes)))
+            model, teacher = with_methods(config, student, form, lambda line: None), Teacher(form, precision)
         if compiled:
             list(compile_pyramids(model, teacher))
         set_float32(world.device, exact=False)

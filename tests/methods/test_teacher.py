@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import recorded
 import tiny
 from mgdet import Teacher, build_detector
 from mgdet.errors import UserError
 from mgdet.layers.inference import inference_form
+from mgdet.layers.winograd import Convolution
 
 
 @pytest.fixture
@@ -38,6 +40,14 @@ def test_it_follows_the_step_or_holds_its_own(detector, images):
         assert types(teacher(images)) == {plain}
         with torch.autocast("cpu", torch.bfloat16):
             assert types(teacher(images)) == {under_autocast}
+
+
+def test_all_weights_of_a_backbone_are_rounded_those_of_quick_convolutions_too():
+    form = inference_form(build_detector("retinanet", backbone="resnet18", num_classes=3, channels=32))
+    convolutions = [module for module in form.backbone.modules() if isinstance(module, nn.Conv2d)]
+    assert any(isinstance(module, Convolution) for module in convolutions)
+    Teacher(form, "bf16")
+    assert {module.weight.dtype for module in convolutions} == {torch.bfloat16}
 
 
 def test_rounded_weights_are_those_of_autocast(detector, images):
