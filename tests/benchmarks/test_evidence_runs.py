@@ -156,7 +156,7 @@ def test_it_runs_as_it_is_typed_in_any_folder(tmp_path):
     process = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith("solo: no choices yet; the next needs solo/search/alone-32-epochs-lr-0.002, ")
-    assert process.stdout.endswith(", solo/teacher/24-epochs, solo/teacher/48-epochs\n")
+    assert process.stdout.endswith(", solo/teacher/48-epochs, solo/teacher/96-epochs\n")
     assert not list(tmp_path.iterdir()), "looking makes nothing"
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from mgdet import build_detector
 from mgdet.layers import winograd
-from mgdet.layers.inference import inference_form
+from mgdet.layers.inference import fold_batch_norms, inference_form
 from mgdet.layers.winograd import Convolution, quicken
 
 SHAPES = [(1, 256, 256, 33, 45), (2, 256, 300, 25, 32), (1, 260, 256, 88, 17), (3, 257, 259, 4, 130)]
@@ -129,3 +129,13 @@ def test_a_detector_that_looks_is_quick_and_one_that_is_counted_is_not(monkeypat
             assert error(level, exact.double()) < 1e-4
     assert not any(isinstance(module, Convolution) for module in detector.modules())
     assert [*detector.state_dict()] == names
+
+
+def test_batch_norms_fold_into_quick_convolutions_too():
+    network = nn.Sequential(nn.Conv2d(256, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256)).eval()
+    network[1].running_mean.normal_()
+    x = torch.randn(1, 256, 35, 40)
+    expected = network(x)
+    quicken(network)
+    assert fold_batch_norms(network) == 1
+    torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4)

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from mgdet.layers.winograd import quicken
+from mgdet.layers.winograd import is_plain, quicken
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -57,7 +57,7 @@ def fold_batch_norms(network: nn.Module) -> int:
         if calls[node.target] > 1 or calls[source.target] > 1:
             continue
         norm, conv = network.get_submodule(str(node.target)), network.get_submodule(str(source.target))
-        if isinstance(norm, _BatchNorm) and norm.track_running_stats and type(conv) is nn.Conv2d:
+        if isinstance(norm, _BatchNorm) and norm.track_running_stats and is_plain(conv):
             _fold(conv, norm)
             # timm's norm with an activation keeps the activation.
             rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()

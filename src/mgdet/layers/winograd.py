@@ -9,7 +9,7 @@ convolution in float64 is 2e-6 of the norm, where that of torch's own is 7e-7.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +82,11 @@ class Convolution(nn.Conv2d):
             return super().forward(x)
         result: Tensor = _Convolve.apply(x, self.weight, self.bias)
         return result
+
+
+def is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Is this a convolution of torch's own, quickened or not, and none that a library derives from it?"""
+    return type(module) in (nn.Conv2d, Convolution)
 
 
 def _suits(convolution: nn.Conv2d) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mgdet.layers.winograd import Convolution
+from mgdet.layers.winograd import is_plain
 from mgdet.structures import Detections, Seen
 
 
@@ -32,7 +32,7 @@ class Teacher(nn.Module):
         backbone = getattr(detector, "backbone", None)
         if precision == "bf16" and isinstance(backbone, nn.Module):
             for module in backbone.modules():
-                if type(module) in (nn.Conv2d, Convolution):  # a deformable one reads its weight in float32
+                if is_plain(module):  # a deformable one reads its weight in float32
                     module.to(torch.bfloat16)
         self.requires_grad_(False)
         self.eval()
