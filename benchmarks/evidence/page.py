@@ -215,8 +215,8 @@ class Page:
             f"AP on the validation images in {precision}, seed {choices['seed']}, which is not reported. Rates, decays "
             f"and strengths are those that are best at 1x, {self.pair.epochs} epochs; they need not be the best for "
             "longer. A method takes the rate of the arm that starts as it does. A length is the shortest from which "
-            f"twice as long gains at most {100 * GAIN:g} AP, or the longest that was tried, {self.pair.longest}x for the "
-            f"student; the teacher is the better of the last two, of at most {self.pair.teacher_longest}x."
+            f"twice as long gains at most {100 * GAIN:g} AP, or {self.pair.longest}x, if none does; the teacher is the "
+            f"better of the last two, of at most {self.pair.teacher_longest}x."
         )
         return f"{_table(['search', 'chosen', 'tried: AP'], lines)}\n\n{note}"
 
