@@ -46,9 +46,10 @@ MASKING_OPERATORS = {"aten.index", "aten.index_put", "aten.index_put_", "aten._i
 WITHOUT_KERNEL = {"aten.empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty", "aten.new_empty_strided"}
 TO_HOST = {"tolist", "numpy", "cpu"}
 FROM_PYTHON = {"tensor", "as_tensor", "new_tensor"}
-FULL_SIZE = (800, 1344)
 SAME_DEVICE = ("torch.nn.utils.clip_grad", "torch.optim")
 """Parts of torch that bring tensors of several devices together; here all are on one, and nothing moves."""
+FULL_SIZE = (800, 1344)
+"""(h, w) of a batch of COCO's images."""
 
 
 class Work:

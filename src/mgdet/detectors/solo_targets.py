@@ -21,7 +21,7 @@ CENTER_SHARE = 0.2
 FACTORS = (4, 8, 16)
 """How much smaller than the batch images the masks of the levels are: half their strides."""
 PIXELS_PER_BLOCK = BlockSize(cpu=2**24, gpu=2**25)
-"""How many pixels of masks are summed up at a time: 64 MiB, on a CPU as copies of four bytes each."""
+"""How many pixels of masks are summed up at a time: 64 MiB on a CPU, which copies them to four bytes each; else 32."""
 
 
 class Objects(NamedTuple):
