@@ -1,10 +1,11 @@
 """Every choice, by AP of the last student on the validation images, with a seed that is not reported.
 
-1. A learning rate for the student alone at length 1x, and with it the student's length: the shortest of 1x, 2x, 4x, ...
-   from which twice as long gains no more than `GAIN`.
+1. A learning rate for the student alone at length 1x, then weight decay at that rate, and with both the student's
+   length: the shortest of 1x, 2x, 4x, ... from which twice as long gains no more than `GAIN`.
 2. The teacher's length: doubled while that gains `GAIN` or more; the better of the last two is the teacher.
-3. Two searches for each arm at length 1x, all of one size: the learning rate, which an arm with a method takes from the
-   arm that starts as it does, and then weight decay, or the method's strength.
+3. Rate and decay of the arm that inherits only, in the same way.
+4. The strength of each method at length 1x. Everything else it takes from the arm that starts as it does, so that the
+   two differ in the method alone. Each search tries as many values as the others.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evidence.arms import ALONE, Arm, arm_config, arms_of, student_config, teacher_config
+from evidence.arms import ALONE, Arm, arm_config, arms_of, teacher_config
 from evidence.pairs import DECAY, PAIRS, Pair
 from evidence.runs import Finished, Planned, finished_of
 from mgdet.errors import UserError
@@ -72,70 +74,72 @@ def choose(pair: Pair, root: Path, name: str) -> dict[str, Any]:
     """
     folder = root / name
     # The student's runs come first: they are short, and say how long all that follows will take.
-    length, teacher = _together(
-        lambda: _student(pair, root, folder),
+    (alone, length), teacher = _together(
+        lambda: _student(_Search(pair, root, folder)),
         lambda: _teacher(pair, root, name),
     )
     search = _Search(pair, root, folder, root / teacher["folder"])
     arms = [arm for arm in arms_of(pair) if arm.length == 1]
-    plain = [arm for arm in arms if not arm.method]
-    rates = dict(zip(plain, _together(*(search(arm, "rate", pair.rates) for arm in plain))))
-    own = _together(
-        *(
-            search(arm, "strength", pair.strengths[arm.method], rate=rates[arm.base]["value"])
-            if arm.method
-            else search(arm, "decay", pair.decays, rate=rates[arm]["value"])
-            for arm in arms
-        )
-    )
-    chosen = {
-        arm.name: {
-            **{"rate": rates[arm.base]["value"], "decay": DECAY, "strength": 0.0, second["what"]: second["value"]},
-            "searches": [rates[arm.base], second],
-        }
-        for arm, second in zip(arms, own)
-    }
+
+    def searches(arm: Arm) -> list[dict[str, Any]]:
+        start = alone if arm.base == ALONE else search.start(arm.base)
+        return [*start, search.strength(arm, start)] if arm.method else start
+
+    found = _together(*(partial(searches, arm) for arm in arms))
     return {
         "pair": asdict(pair),
         "seed": SEED,
         "teacher": teacher,
         "length": length,
-        "arms": chosen,
+        "arms": {arm.name: {"strength": 0.0, **_values(own), "searches": own} for arm, own in zip(arms, found)},
     }
 
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """Searches of a pair at length 1x, as questions for `_together`."""
+    """Searches of a pair at length 1x; teacher: its run's folder, for arms that need it."""
 
     pair: Pair
     root: Path
     folder: Path
-    teacher: Path
+    teacher: Path | None = None
 
-    def __call__(self, arm: Arm, what: str, values: Sequence[float], **fixed: float) -> Callable[[], dict[str, Any]]:
+    def start(self, arm: Arm) -> list[dict[str, Any]]:
+        """Rate and decay of an arm without a method."""
+        rate = self._best(arm, "rate", self.pair.rates)
+        return [rate, self._best(arm, "decay", self.pair.decays, rate=rate["value"])]
+
+    def strength(self, arm: Arm, start: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """That of a method, with rate and decay as found by `start`."""
+        return self._best(arm, "strength", self.pair.strengths[arm.method], **_values(start))
+
+    def run(self, arm: Arm, epochs: int, *, rate: float, decay: float = DECAY, strength: float = 0.0) -> Planned:
+        """One run of a search."""
+        own = {"rate": rate, "decay": decay, "strength": strength}
+        config = arm_config(self.pair, self.root, arm, teacher=self.teacher, epochs=epochs, seed=SEED, **own)
+        return Planned(self.folder / "search" / _name(arm, self.pair, epochs, **own), config)
+
+    def _best(self, arm: Arm, what: str, values: Sequence[float], **fixed: float) -> dict[str, Any]:
         """The best value of a setting, the others fixed."""
+        runs = [(value, self.run(arm, self.pair.epochs, **fixed, **{what: value})) for value in values]
+        return {"what": what, **_best(self.root, runs)}
 
-        def run(value: float) -> Planned:
-            own = {"rate": 0.0, "decay": DECAY, "strength": 0.0} | fixed | {what: value}
-            config = arm_config(
-                self.pair, self.root, arm, teacher=self.teacher, epochs=self.pair.epochs, seed=SEED, **own
-            )
-            return Planned(self.folder / "search" / _name(arm, self.pair, self.pair.epochs, **own), config)
 
-        return lambda: {"what": what, **_best(self.root, [(value, run(value)) for value in values])}
+def _values(searches: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What each search found, by name."""
+    return {search["what"]: search["value"] for search in searches}
 
 
 def _together(*questions: Callable[[], Any]) -> list[Any]:
     """The answers to questions that do not depend on each other; what they miss is asked for at once."""
-    answers, missing = [], list[Planned]()
+    answers, missing = [], dict[Path, Planned]()
     for question in questions:
         try:
             answers.append(question())
         except Missing as own:
-            missing += own.runs
+            missing |= {run.folder: run for run in own.runs}
     if missing:
-        raise Missing(missing)
+        raise Missing(list(missing.values()))
     return answers
 
 
@@ -152,17 +156,13 @@ def _teacher(pair: Pair, root: Path, name: str) -> dict[str, Any]:
     return {"folder": best["folder"], "epochs": best["epochs"], "AP": best["AP"], "plateau": plateau, "tried": tried}
 
 
-def _student(pair: Pair, root: Path, folder: Path) -> dict[str, Any]:
-    """Its length, at the rate that is best at 1x."""
-
-    def run(epochs: int, rate: float) -> Planned:
-        config = student_config(pair, root, epochs=epochs, rate=rate, seed=SEED)
-        return Planned(folder / "search" / _name(ALONE, pair, epochs, rate=rate), config)
-
-    rate = _best(root, [(rate, run(pair.epochs, rate)) for rate in pair.rates])["value"]
-    tried, plateau = _lengthen(root, pair.epochs, pair.longest, lambda epochs: run(epochs, rate))
+def _student(search: _Search) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rate and decay of the student alone, and the length that it needs with them."""
+    pair, searches = search.pair, search.start(ALONE)
+    own = _values(searches)
+    tried, plateau = _lengthen(search.root, pair.epochs, pair.longest, lambda epochs: search.run(ALONE, epochs, **own))
     chosen = tried[-2 if plateau else -1]
-    return {"epochs": chosen["epochs"], "AP": chosen["AP"], "plateau": plateau, "tried": tried}
+    return searches, {"epochs": chosen["epochs"], "AP": chosen["AP"], "plateau": plateau, "tried": tried}
 
 
 def _name(arm: Arm, pair: Pair, epochs: int, *, rate: float, decay: float = DECAY, strength: float = 0.0) -> str:

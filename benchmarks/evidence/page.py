@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from evidence import words
+from evidence.arms import ALONE
 from evidence.backbones import BATCH, PICTURES, read_note
 from evidence.choose import GAIN
 from evidence.differences import Row
 from evidence.measure import Measured
-from evidence.pairs import Pair, Shapes, sweeps_of
+from evidence.pairs import DECAY, Pair, Shapes, sweeps_of
 from evidence.runs import Planned, command, sessions
 from evidence.words import METRIC_NAMES, percent, signed
 
@@ -124,9 +125,10 @@ class Page:
         note = (
             "AP in percent, mean and standard deviation over seeds. Differences are means over the seeds that both "
             "arms have, with a 95 % interval (parts of the test images drawn for both alike, and the seeds' paired "
-            "differences, as Student's t) and the number of seeds in which the arm is above. Search runs: those of the "
-            "arm's two searches at length 1x. Images/s and minutes are those of training one run; the machine also did "
-            "other work."
+            "differences, as Student's t) and the number of seeds in which the arm is above. Search runs: those that "
+            "chose what the arm is trained with; for a method with those of the arm that starts as it does, for the "
+            "student alone with those of the length, which all arms share. Images/s and minutes are those of training "
+            "one run; the machine also did other work."
         )
         return f"{_table(header, lines)}\n\n{note}"
 
@@ -143,7 +145,8 @@ class Page:
         gap = row.gap.get(metric)
         speeds = [run.finished.images_per_second for run in row.whole]
         minutes = [run.finished.seconds / 60 for run in row.whole]
-        searched = self.choices["arms"][row.arm.searched_as]
+        searches = list(self.choices["arms"][row.arm.searched_as]["searches"])
+        searches += [self.choices["length"]] if row.arm.searched_as == ALONE.name else []
         return [
             row.arm.title,
             percent(row.mean(metric)),
@@ -154,7 +157,7 @@ class Page:
             shown("alone"),
             shown("inherits"),
             "" if gap is None else f"{gap:.0%}".replace("%", " %").replace("-", words.MINUS),
-            str(len({tried["folder"] for own in searched["searches"] for tried in own["tried"]})),
+            str(len({tried["folder"] for own in searches for tried in own["tried"]})),
             f"{sum(speeds) / len(speeds):.1f}" if speeds else "",
             f"{sum(minutes) / len(minutes):.0f}" if minutes else "",
         ]
@@ -203,20 +206,19 @@ class Page:
         choices = self.choices
         lines = [
             [f"teacher's length, at a rate of {self.pair.teacher_rate:g}", *_tried(choices["teacher"], "epochs")],
-            ["student's length", *_tried(choices["length"], "epochs")],
+            [f"student's length{_given(choices['arms'][ALONE.name], 'length')}", *_tried(choices["length"], "epochs")],
         ]
         for name, own in choices["arms"].items():
-            for search in own["searches"] if own["strength"] == 0 else own["searches"][1:]:
+            for search in own["searches"][-1:] if own["strength"] else own["searches"]:
                 what = self.pair.strength if search["what"] == "strength" else search["what"]
-                at = "" if search["what"] == "rate" else f", at a rate of {own['rate']:g}"
-                lines.append([f"{name}: {what}{at}", *_tried(search, "value")])
+                lines.append([f"{name}: {what}{_given(own, search['what'])}", *_tried(search, "value")])
         precision = self.pair.amp if self.pair.amp != "off" else "float32"
         note = (
             f"AP on the validation images in {precision}, seed {choices['seed']}, which is not reported. Rates, decays "
             f"and strengths are those that are best at 1x, {self.pair.epochs} epochs; they need not be the best for "
-            "longer. A method takes the rate of the arm that starts as it does. A length is the shortest from which "
-            f"twice as long gains at most {100 * GAIN:g} AP, or {self.pair.longest}x, if none does; the teacher is the "
-            f"better of the last two, of at most {self.pair.teacher_longest}x."
+            "longer. A method takes rate and decay of the arm that starts as it does. A length is the shortest from "
+            f"which twice as long gains at most {100 * GAIN:g} AP, or {self.pair.longest}x, if none does; the teacher "
+            f"is the better of the last two, of at most {self.pair.teacher_longest}x."
         )
         return f"{_table(['search', 'chosen', 'tried: AP'], lines)}\n\n{note}"
 
@@ -246,6 +248,13 @@ def _kinds(noted: Iterable[dict[str, Any]], *names: str) -> str:
         ", ".join(f"{own[name]}" if name == "machine" else f"{name} {own[name]}" for name in names) for own in noted
     )
     return "; ".join(found) or "unknown"
+
+
+def _given(chosen: dict[str, Any], what: str) -> str:
+    """What an arm was trained with besides what a search was about."""
+    known = {"rate": {"decay": DECAY}, "decay": {"rate": chosen["rate"]}}
+    both = {name: chosen[name] for name in ("rate", "decay")}
+    return "".join(f", at a {name} of {value:g}" for name, value in known.get(what, both).items())
 
 
 def _tried(search: dict[str, Any], field: str) -> list[str]:

@@ -54,7 +54,7 @@ BF16_EDGE = 64
 
 
 DECAY = 0.01
-"""AdamW's weight decay, where it is not searched for."""
+"""AdamW's weight decay, where it is not searched for: the teacher, and searches of a rate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +76,10 @@ class Pair:
     teacher_epochs: the teacher's 1x.
     teacher_longest: no schedule of the teacher is longer than this many times its 1x.
     teacher_rate: the teacher's learning rate.
-    rates: learning rates that are searched, for 16 images per step.
-    decays: weight decays that are searched for arms without a method, as a method's strength is for those with one.
+    rates: learning rates that are searched for arms without a method, for 16 images per step.
+    decays: weight decays that are searched for them.
     strength: the setting by which methods are searched, a weight or a share of the gradient.
-    strengths: for each method, its values that are searched, as many as there are decays; the published weight of MGD
+    strengths: for each method, its values that are searched, as many as there are rates; the published weight of MGD
         and PKD for one-stage detectors, and FGD's parts as published times these.
     mask_ratio: MGD's, as published.
     fgd: the parts of FGD, as published.
@@ -127,8 +127,9 @@ CASCADE = Pair(
     rois_per_image=64,
     proposals_per_level=400,
     rates=(0.003, 0.006, 0.009),
-    longest=2,
-    teacher_longest=4,
+    decays=(0.1, 0.4, 1.6),
+    strengths={"mgd": (5e-6, 2e-5, 8e-5), "pkd": (0.4, 1.5, 6.0), "fgd": (2.0, 8.0, 32.0)},
+    teacher_longest=8,
     mask_ratio=0.45,
     fgd=FGDConfig(foreground=5e-5, background=2.5e-5, attention=5e-5, relation=5e-7),
 )
@@ -150,9 +151,7 @@ PAIRS: dict[str, Pair] = {
     "bccd_retinanet": Pair(
         teacher="retinanet", student="retinanet", images=Bccd(), seeds=5, epochs=20, teacher_epochs=40
     ),
-    "bccd_faster_rcnn": replace(
-        CASCADE, teacher="faster_rcnn", images=Bccd(), epochs=20, longest=16, teacher_epochs=40
-    ),
+    "bccd_faster_rcnn": replace(CASCADE, teacher="faster_rcnn", images=Bccd(), epochs=20, teacher_epochs=40),
 }
 
 

@@ -159,13 +159,17 @@ def test_choices_follow_the_rules(monkeypatch, tmp_path):
     assert choices["arms"]["alone"]["rate"] == 0.004
     assert choices["arms"]["inherits"]["rate"] == 0.002
     assert {name: choices["arms"]["mgd"][name] for name in ("rate", "decay", "strength")} == {
-        "rate": 0.004, "decay": 0.01, "strength": 2e-5
+        "rate": 0.004, "decay": 0.1, "strength": 2e-5
     }  # fmt: skip
     assert choices["arms"]["mgd-inherits"]["rate"] == 0.002, "as the arm that it has to beat"
-    sizes = [[len(search["tried"]) for search in own["searches"]] for own in choices["arms"].values()]
-    assert sizes == [[3, 3]] * 6, "searches of equal size"
-    assert choices["arms"]["fgd-inherits"]["searches"][1]["at_edge"], "all are equal, and the first is at the edge"
+    for arm in arms_of(pair)[2:]:
+        own = choices["arms"][arm.name]
+        assert [len(search["tried"]) for search in own["searches"]] == [3, 3] + [3] * bool(arm.method), "of equal size"
+        assert own["searches"][:2] == choices["arms"][arm.base.name]["searches"], "but for the method they are alike"
+    assert choices["arms"]["fgd-inherits"]["searches"][2]["at_edge"], "all are equal, and the first is at the edge"
     assert choices["arms"]["alone"]["decay"] == 0.1
+    lengths = [run for run in answers.asked if run.config.schedule.epochs in (64, 128) and "alone" in run.folder.name]
+    assert [run.config.optimizer.weight_decay for run in lengths] == [0.1, 0.1], "lengths are tried as they will be run"
     searched = [run for run in answers.asked if run.config.inherit or run.config.methods]
     assert {run.config.schedule.epochs for run in searched} == {pair.epochs}, "the search is at 1x"
     assert {run.config.train.seed for run in answers.asked} == {choose.SEED}
