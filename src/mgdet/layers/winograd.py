@@ -101,8 +101,6 @@ def _suits(convolution: nn.Conv2d) -> bool:
 
 
 class _Convolve(torch.autograd.Function):
-    """The gradient of the input is a convolution, too; that of the kernel is torch's."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -112,24 +110,12 @@ class _Convolve(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        of_x = of_weight = of_bias = None
-        if ctx.needs_input_grad[0]:
-            of_x = convolve(gradient, weight.flip(2, 3).transpose(0, 1))
-        if any(ctx.needs_input_grad[1:]):
-            _, of_weight, of_bias = torch.ops.aten.convolution_backward(
-                gradient,
-                x,
-                weight,
-                [weight.shape[0]] if ctx.needs_input_grad[2] else None,
-                stride=(1, 1),
-                padding=(1, 1),
-                dilation=(1, 1),
-                transposed=False,
-                output_padding=(0, 0),
-                groups=1,
-                output_mask=(False, ctx.needs_input_grad[1], ctx.needs_input_grad[2]),
-            )
-        return of_x, of_weight, of_bias
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            convolve(gradient, weight.flip(2, 3).transpose(0, 1)) if of_x else None,
+            weight_gradient(x, gradient) if of_weight else None,
+            gradient.sum((0, 2, 3)) if of_bias else None,
+        )
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -145,12 +131,10 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     batch, channels, height, width = x.shape
     kernels = len(weight)
-    down, across = -(-height // TILE), -(-width // TILE)
-    rows = min(down, max(1, NUMBERS_PER_BLOCK // (PATCH**2 * across * max(channels, kernels))))
     transformed = torch.mm(KERNEL, weight.permute(2, 3, 1, 0).reshape(9, -1)).view(-1, channels, kernels)
-    # From here on (B, H, W, C). At the far edges there are as many zeros as the last patches reach out.
-    cells = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, across * TILE + 1 - width, 1, down * TILE + 1 - height))
-    patches = cells.unfold(1, PATCH, TILE).unfold(2, PATCH, TILE).permute(0, 4, 5, 1, 2, 3)
+    patches = _patches(x, PATCH)
+    down, across = patches.shape[3:5]
+    rows = _rows(down, across * max(channels, kernels))
     shape = (batch, kernels, height, width)
     result = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     # Two rooms that are written over and over, so that they stay in the caches.
@@ -159,9 +143,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         for start in range(0, down, rows):
             part = image[:, :, start : start + rows]
             number = part.shape[2] * across
-            gathered = _in(one, *part.shape).copy_(part)
-            sums = _in(other, PATCH**2, number * channels)
-            torch.mm(INPUT, gathered.view(PATCH**2, -1), out=sums)
+            sums = _transform(part, INPUT, one, other)
             products = _in(one, PATCH**2, number, kernels)
             torch.bmm(sums.view(PATCH**2, number, channels), transformed, out=products)
             tiles = _in(other, TILE**2, number * kernels)
@@ -173,6 +155,55 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             own = place[start * TILE : (start + rows) * TILE]
             own.copy_(ordered.view(-1, across * TILE, kernels)[: len(own), :width])
     return result
+
+
+def weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of the kernels of `convolve`: every step of it turned around.
+
+    Args:
+        x: (B, C, H, W) float32, the convolution's input.
+        gradient: (B, K, H, W), of its result.
+
+    Returns:
+        (K, C, 3, 3).
+    """
+    channels, kernels = x.shape[1], gradient.shape[1]
+    patches, tiles = _patches(x, PATCH), _patches(gradient, TILE)
+    down, across = patches.shape[3:5]
+    rows = _rows(down, across * max(channels, kernels))
+    total = x.new_zeros(PATCH**2, channels, kernels)
+    one, other, third = x.new_empty(3, PATCH**2 * rows * across * max(channels, kernels))
+    for image, own in zip(patches, tiles):
+        for start in range(0, down, rows):
+            sums = _transform(image[:, :, start : start + rows], INPUT, one, other)
+            spread = _transform(own[:, :, start : start + rows], OUTPUT.t(), one, third)
+            total.baddbmm_(sums.view(PATCH**2, -1, channels).transpose(1, 2), spread.view(PATCH**2, -1, kernels))
+    return torch.mm(KERNEL.t(), total.view(PATCH**2, -1)).view(3, 3, channels, kernels).permute(3, 2, 0, 1)
+
+
+def _patches(x: Tensor, size: int) -> Tensor:
+    """Squares of a map around its tiles, with zeros where they reach out: (B, size, size, down, across, C).
+
+    Args:
+        x: (B, C, H, W).
+        size: their edge, `TILE` or `PATCH`.
+    """
+    down, across = (-(-edge // TILE) for edge in x.shape[2:])
+    before = (size - TILE) // 2
+    below, right = (before + count * TILE - edge for count, edge in zip((down, across), x.shape[2:]))
+    cells = F.pad(x.permute(0, 2, 3, 1), (0, 0, before, right, before, below))
+    return cells.unfold(1, size, TILE).unfold(2, size, TILE).permute(0, 4, 5, 1, 2, 3)
+
+
+def _transform(squares: Tensor, sums: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Sums over each square: (number of sums, cells of all squares), in `other`; `one` is written over."""
+    gathered = _in(one, *squares.shape).copy_(squares).view(sums.shape[1], -1)
+    return torch.mm(sums, gathered, out=_in(other, len(sums), gathered.shape[1]))
+
+
+def _rows(down: int, numbers: int) -> int:
+    """How many of `down` rows of tiles are transformed in one go, where a row has so many tiles times channels."""
+    return min(down, max(1, NUMBERS_PER_BLOCK // (PATCH**2 * numbers)))
 
 
 def _in(room: Tensor, *shape: int) -> Tensor:
