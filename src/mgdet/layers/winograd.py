@@ -20,7 +20,7 @@ from mgdet.layers.eager import eager_on_cpu
 
 TILE, PATCH = 4, 6
 FEWEST_CHANNELS = 256
-"""In and out. With fewer the sums take as long as the products save where other processes use the caches."""
+"""In and out. With fewer the sums take as long as the products save where cores have no cache in common."""
 KERNELS_PER_CELL = 48
 """A batch with fewer cells than one for so many kernels pays more for the sums over the kernels than it saves."""
 NUMBERS_PER_BLOCK = 2**20
