@@ -72,7 +72,7 @@ class Bench:
 
     def __init__(self, config: Config, data: DetectionDataset, batch: int, amp: str, workers: int, compiled: bool):
         config.train.batch, config.train.amp = batch, amp
-        world = World(rank=0, size=1, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        world = World.alone()
         self.device = world.device
         student = detector_from(config.student, len(data.classes))
         model, teacher = DistilledStudent(student), None

@@ -456,6 +456,15 @@ class TestTest:
         (folder / "old.json").write_text("precious")
         assert words in refused(*arguments, *more)
 
+    @pytest.mark.parametrize("more", [["--ema"], ["--train.amp", "bf16"], ["--batch", "2"]])
+    def test_detections_that_are_made_already_take_no_options_of_making_them(self, tiny, folder, refused, more):
+        (folder / "found.json").write_text("[]")
+        text = refused("test", "found.json", "--data.root", tiny.root, *more)
+        assert (
+            text
+            == f"found.json holds detections that are made already, for which {more[0]} means nothing; leave it out"
+        )
+
     def test_needs_a_checkpoint(self, refused):
         assert "mgdet test tiny:alone needs CHECKPOINT|RESULTS.json (" in refused("test", "tiny:alone")
 

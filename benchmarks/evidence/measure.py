@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from evidence.data import data_config, fingerprint, test_root
 from evidence.pairs import Pair
 from evidence.runs import Finished, Planned, commit, finished_of
@@ -100,7 +98,7 @@ class TestImages:
         if not path.exists():
             self._note_look()
             self.say(f"testing {folder}")
-            world = World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+            world = World.alone()
             config = replace(config, data=self._data)
             source = str(folder / LAST_FILE)
             test_checkpoint(config, source, metrics=self.pair.metrics, out=path, world=world, say=lambda line: None)

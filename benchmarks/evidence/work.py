@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-import torch
-
 from evidence.runs import Planned, claim, finished_of, note_session, read_finished, write_finished
 from mgdet.distributed import World
 from mgdet.engine.loop import train
@@ -134,7 +132,7 @@ def attempt(run: Planned, clock: Clock, say: Say) -> bool:
             say(f"==> {run.folder}")
             with clock.running():
                 note_session(run.folder)
-                world = World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+                world = World.alone()
                 try:
                     code = train(run.config, run.folder, resume=True, world=world)
                 except NotFinite as error:  # that a rate is too high is a result

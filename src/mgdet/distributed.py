@@ -30,6 +30,11 @@ LONGEST_WAIT = timedelta(hours=1)
 Result = TypeVar("Result")
 
 
+def usual_device() -> torch.device:
+    """A GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """The processes of a run, seen from one of them.
@@ -44,6 +49,11 @@ class World:
     size: int
     device: torch.device
     local_rank: int = 0
+
+    @classmethod
+    def alone(cls) -> World:
+        """One process, on a GPU if there is one."""
+        return cls(rank=0, size=1, device=usual_device())
 
     @property
     def main(self) -> bool:

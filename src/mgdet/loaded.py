@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mgdet.data.transforms import check_readable, read_image
 from mgdet.detectors.face import Face
+from mgdet.distributed import usual_device
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import IMAGES_AT_ONCE
 from mgdet.evaluate.draw import draw_detections
@@ -177,7 +178,7 @@ def load(checkpoint: str | Path, *, ema: bool = False, device: str | torch.devic
     Raises:
         UserError: it is missing, damaged, or no detector that this package knows.
     """
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = usual_device() if device is None else torch.device(device)
     return Model(open_detector(str(checkpoint), ema=ema), chosen)
 
 

@@ -91,7 +91,7 @@ def demo(out: Path, *, pair: str, quick: bool, seed: int, say: Callable[[str], N
         seed=seed,
         smallest=PAIRS[pair].smallest,
     )
-    world = World(rank=0, size=1, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    world = World.alone()
     runs = configs(out, pair=pair, quick=quick, seed=seed)
     for run, config in runs.items():
         code = train(config, out / run, resume=True, world=world)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import cv2
-import torch
 
 from mgdet.config import Config
 from mgdet.data.pictures import depth_notes
 from mgdet.data.transforms import View, check_readable, read_image
 from mgdet.detectors.face import Face
+from mgdet.distributed import usual_device
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import IMAGES_AT_ONCE, coco_results
 from mgdet.evaluate.draw import draw_detections
@@ -87,7 +87,7 @@ def predict(
         notes.append(f"no font here can write these classes, so the pictures show numbers: {', '.join(legend)}")
     for note in notes:
         say(note)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = usual_device()
     set_float32(device, exact=True)
     detector = inference_form(opened.detector.to(device))
     report = _predict_all(detector, pictures, opened.view, classes, out=out, score=score, batch=batch)

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from mgdet.config import Config
 from mgdet.data.batch import Batch, collate
 from mgdet.data.dataset import DetectionDataset
@@ -75,7 +73,7 @@ def check(
     Returns:
         Also what cannot be read or built is a row, and a reason to stop.
     """
-    world = World(rank=0, size=1, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    world = World.alone()
     say("reading the data and building the models")
     try:
         prepared = prepare(config, None, resume=False, world=world, processes=processes, fit_batch=fit_batch)

@@ -14,6 +14,7 @@ import torch
 from mgdet.config import METHODS, Config, DataConfig, MGDConfig, ModelConfig, OptimizerConfig
 from mgdet.data.dataset import DetectionDataset, check_same_classes
 from mgdet.data.open import open_splits
+from mgdet.distributed import usual_device
 from mgdet.evaluate.coco import check_truth
 from mgdet.models import has_masks
 from mgdet.models.recognise import recognise
@@ -93,7 +94,7 @@ def plan(
     if "train.metrics" not in given:
         config.train.metrics = _metrics(config.student, images)
     check_truth(images.val, config.train.metrics)
-    decisions = Decisions(config, recipe, frozenset(given), known, images, processes, device or _device())
+    decisions = Decisions(config, recipe, frozenset(given), known, images, processes, device or usual_device())
     student_face, teacher_face = probe_detectors(config, images.train.classes)
     size = decisions.size(student_face.native_size)
     method = decisions.methods()
@@ -196,7 +197,3 @@ def _titled(what: str, texts: tuple[str, ...]) -> list[str]:
 def _folder(data: str, student: ModelConfig) -> str:
     parts = (Path(data).resolve().name, student.detector, student.backbone)
     return "runs/" + re.sub(r"[^\w.-]+", "-", "-".join(part for part in parts if part))
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-import torch
 from rich.progress import TaskID
 
 from mgdet.config import Config, DataConfig
 from mgdet.data.dataset import DetectionDataset
 from mgdet.data.open import Splits, open_splits
+from mgdet.distributed import usual_device
 from mgdet.errors import UserError, nearest
 from mgdet.evaluate.coco import METRICS, check_truth
 from mgdet.evaluate.truth import class_rows
@@ -149,7 +149,7 @@ def _open_bench(data: DataConfig, metrics: Sequence[str]) -> tuple[Bench, Splits
     masks = "segm" in metrics
     splits = open_splits(data, val_masks=masks, required=("val",))
     check_truth(splits.records["val"], metrics)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = usual_device()
     set_float32(device, exact=True)
     dataset = DetectionDataset(splits.records["val"], training=False, masks=masks)
     return Bench(dataset, metrics, device, data.workers), splits

@@ -82,7 +82,10 @@ def test_checkpoint(
     masks = given or (has_masks(config.student) if graph is None else graph.has_masks)
     _check(config, source, metrics, out, given=given, masks=masks)
     if graph is not None:
-        _check_graph(source, ema=ema, amp=amp)
+        _refuse(f"{source} is an exported graph", {"--ema": ema, "--train.amp": amp != "off"})
+    if given:
+        unused = {"--ema": ema, "--train.amp": amp != "off", "--batch": batch != IMAGES_AT_ONCE}
+        _refuse(f"{source} holds detections that are made already", unused)
     splits = open_splits(
         config.data,
         val_masks="segm" in metrics,
@@ -147,12 +150,11 @@ def _check(config: Config, source: str, metrics: Sequence[str], out: Path | None
         raise UserError(f"the folder {out.parent} of {out.name} does not exist; make it first")
 
 
-def _check_graph(source: str, *, ema: bool, amp: str) -> None:
-    """Refuses options that mean nothing to an exported graph."""
-    if ema:
-        raise UserError(f"{source} is an exported graph, for which --ema means nothing; leave it out")
-    if amp != "off":
-        raise UserError(f"--train.amp is {amp}, but the precision of {source} is fixed; leave it out")
+def _refuse(why: str, options: dict[str, bool]) -> None:
+    """Refuses options that were given and mean nothing."""
+    for option, given in options.items():
+        if given:
+            raise UserError(f"{why}, for which {option} means nothing; leave it out")
 
 
 def _open(
