@@ -121,7 +121,8 @@ def student_config(pair: Pair, root: Path, *, epochs: int, rate: float, seed: in
 
 def teacher_config(pair: Pair, root: Path, *, epochs: int, seed: int) -> Config:
     """The teacher."""
-    config = student_config(pair, root, epochs=epochs, rate=pair.teacher_rate, seed=seed)
+    images = pair.teacher_images or pair.images
+    config = student_config(replace(pair, images=images), root, epochs=epochs, rate=pair.teacher_rate, seed=seed)
     config.student = _model(pair, pair.teacher, pair.teacher_backbone, _start(pair, root, pair.teacher_backbone))
     return config
 

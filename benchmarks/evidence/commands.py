@@ -194,7 +194,9 @@ def _lead(choices: dict[str, Any]) -> float:
 
 
 def _prepare(options: argparse.Namespace, pair: Pair) -> None:
-    data.make(options.root, pair.images, options.bccd)
+    for images in (pair.images, pair.teacher_images):
+        if images is not None:
+            data.make(options.root, images, options.bccd)
     backbones.make(options.root, pair, say)
 
 

@@ -75,6 +75,10 @@ class Page:
                 f"BCCD at {height} x {width} pixels: {images.num_val} of its training images validate, its "
                 f"{self.images} evaluation images are the test images"
             )
+        if isinstance(pair.teacher_images, Shapes):
+            what += (
+                f"; the teacher was trained on {pair.teacher_images.num_train:,} images, of which these are the first"
+            )
         precision = "float32" if pair.amp == "off" else pair.amp
         another = " Of a teacher of another family a student inherits the neck and the first stage."
         shared = "" if pair.teacher == pair.student else another

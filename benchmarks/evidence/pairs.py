@@ -64,6 +64,8 @@ class Pair:
     teacher, student: detectors of this package.
     teacher_of: the pair that trains the teacher, which has to be the same one on the same images; empty for this one.
     images: what they see.
+    teacher_images: what the teacher is trained on instead, with the same validation and test images, as of a good
+        teacher that somebody has already; None: what the students are trained on.
     metrics: what is measured; choices go by AP of the first.
     pretraining: steps in which the backbones learn to tell single shapes apart (`backbones.py`); 0: random weights.
     channels: width of necks and heads.
@@ -90,6 +92,7 @@ class Pair:
     student: str
     teacher_of: str = ""
     images: Shapes | Bccd = Shapes()
+    teacher_images: Shapes | Bccd | None = None
     metrics: tuple[Metric, ...] = ("bbox",)
     teacher_backbone: str = "resnet18"
     student_backbone: str = "test_resnet"
@@ -128,8 +131,11 @@ CASCADE = Pair(
     proposals_per_level=400,
     rates=(0.003, 0.006, 0.009),
     decays=(0.1, 0.4, 1.6),
+    teacher_images=Shapes(num_train=1000),
+    teacher_epochs=16,
+    longest=8,
     strengths={"mgd": (5e-6, 2e-5, 8e-5), "pkd": (0.4, 1.5, 6.0), "fgd": (2.0, 8.0, 32.0)},
-    teacher_longest=8,
+    teacher_longest=2,
     mask_ratio=0.45,
     fgd=FGDConfig(foreground=5e-5, background=2.5e-5, attention=5e-5, relation=5e-7),
 )
@@ -151,7 +157,16 @@ PAIRS: dict[str, Pair] = {
     "bccd_retinanet": Pair(
         teacher="retinanet", student="retinanet", images=Bccd(), seeds=5, epochs=20, teacher_epochs=40
     ),
-    "bccd_faster_rcnn": replace(CASCADE, teacher="faster_rcnn", images=Bccd(), epochs=20, teacher_epochs=40),
+    "bccd_faster_rcnn": replace(
+        CASCADE,
+        teacher="faster_rcnn",
+        images=Bccd(),
+        teacher_images=None,
+        epochs=20,
+        longest=16,
+        teacher_epochs=40,
+        teacher_longest=16,
+    ),
 }
 
 

@@ -49,6 +49,21 @@ def test_every_arm_is_a_run_that_differs_in_what_it_is_about_alone(tmp_path, nam
         assert not any(str(data.test_root(tmp_path, pair.images)) in str(value) for value in own.values())
 
 
+def test_a_teacher_may_have_seen_more_than_its_students(tmp_path):
+    pair = pairs.PAIRS["faster_rcnn"]
+    student = student_config(pair, tmp_path, epochs=4, rate=0.002, seed=1)
+    teacher = teacher_config(pair, tmp_path, epochs=4, seed=1)
+    assert (student.data.root, teacher.data.root) == (
+        str(tmp_path / "data/shapes-128x160-200/choose"),
+        str(tmp_path / "data/shapes-128x160-1000/choose"),
+    )
+    for images in (pair.images, pair.teacher_images):
+        data.make(tmp_path, replace(images, num_train=images.num_train // 100, num_val=2, num_test=1), None)
+    fewer, more = (tmp_path / f"data/shapes-128x160-{number}/choose" for number in (2, 10))
+    for name in ("train/1.jpg", "val/1.jpg"):
+        assert (fewer / name).read_bytes() == (more / name).read_bytes()
+
+
 def test_sweeps_leave_out_the_arm_itself():
     pair = pairs.PAIRS["retinanet"]
     arms = sweep_arms(pair, 2e-5)
@@ -200,8 +215,9 @@ def test_two_pairs_may_have_one_teacher(monkeypatch, tmp_path):
     choices = answers.choose()
     teachers = [run for run in answers.asked if run.config.student.detector == pair.teacher]
     owner = pairs.PAIRS[pair.teacher_of]
-    assert choices["teacher"]["folder"] == "faster_rcnn/teacher/32-epochs"
-    for run, epochs in zip(teachers, (32, 64), strict=True):
+    first = owner.teacher_epochs
+    assert choices["teacher"]["folder"] == f"faster_rcnn/teacher/{first}-epochs"
+    for run, epochs in zip(teachers, (first, 2 * first), strict=True):
         assert run.folder == tmp_path / f"faster_rcnn/teacher/{epochs}-epochs"
         assert run.config == teacher_config(owner, tmp_path, epochs=epochs, seed=choose.SEED)
     for pair in pairs.PAIRS.values():
