@@ -60,7 +60,7 @@ def test_a_teacher_may_have_seen_more_than_its_students(tmp_path):
     for images in (pair.images, pair.teacher_images):
         data.make(tmp_path, replace(images, num_train=images.num_train // 100, num_val=2, num_test=1), None)
     fewer, more = (tmp_path / f"data/shapes-128x160-{number}/choose" for number in (2, 10))
-    for name in ("train/1.jpg", "val/1.jpg"):
+    for name in ("train/000001.jpg", "val/000001.jpg"):
         assert (fewer / name).read_bytes() == (more / name).read_bytes()
 
 
