@@ -18,7 +18,7 @@ import torch
 import forged
 from mgdet.errors import UserError
 from mgdet.files import atomic_write, fetch, sha256_of
-from mgdet.interop.weights import load_checkpoint
+from mgdet.interop.loading import load_checkpoint
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mgdet.api import Trained, check, compare, distill, train
     from mgdet.detectors.base import Detector
     from mgdet.detectors.build import build_detector
-    from mgdet.interop.weights import load_checkpoint
+    from mgdet.interop.loading import load_checkpoint
     from mgdet.loaded import Model, Prediction, load
     from mgdet.methods.mgd import MGD
     from mgdet.methods.student import DistilledStudent
@@ -61,7 +61,7 @@ _ROOMS = {
     "compare": "mgdet.api",
     "distill": "mgdet.api",
     "load": "mgdet.loaded",
-    "load_checkpoint": "mgdet.interop.weights",
+    "load_checkpoint": "mgdet.interop.loading",
     "plan": "mgdet.planning.plan",
     "train": "mgdet.api",
 }

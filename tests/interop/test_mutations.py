@@ -17,7 +17,8 @@ import torch
 
 import forged
 from mgdet.errors import UserError
-from mgdet.interop.weights import load_checkpoint, read_checkpoint
+from mgdet.interop.loading import load_checkpoint
+from mgdet.interop.weights import read_checkpoint
 from mgdet.transfer import transfer
 
 SECONDS, GIB = 2.0, 1 << 30

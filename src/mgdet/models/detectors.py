@@ -14,7 +14,8 @@ from mgdet.detectors.face import Face
 from mgdet.detectors.foreign import library
 from mgdet.detectors.foreign.base import Foreign
 from mgdet.errors import UserError
-from mgdet.interop.weights import Checkpoint, load_checkpoint
+from mgdet.interop.loading import load_checkpoint
+from mgdet.interop.weights import Checkpoint
 from mgdet.models.agree import check_agrees
 from mgdet.structures import Pixels
 

@@ -11,7 +11,8 @@ from mgdet.detectors.exported import Exported, is_exported, load_exported
 from mgdet.detectors.face import Face
 from mgdet.detectors.foreign import SOURCES
 from mgdet.errors import UserError
-from mgdet.interop.weights import Checkpoint, count_classes, read_checkpoint
+from mgdet.interop.loading import count_classes
+from mgdet.interop.weights import Checkpoint, read_checkpoint
 from mgdet.models.agree import check_agrees
 from mgdet.models.detectors import detector_from, foreign_from, load_detector
 from mgdet.models.recognise import recognise, recognise_checkpoint

@@ -13,7 +13,8 @@ from mgdet.detectors.foreign import library
 from mgdet.detectors.foreign.base import Foreign
 from mgdet.errors import UserError
 from mgdet.files import sha256_of_tensors
-from mgdet.interop.weights import Checkpoint, count_classes, load_checkpoint, read_checkpoint
+from mgdet.interop.loading import count_classes, load_checkpoint
+from mgdet.interop.weights import Checkpoint, read_checkpoint
 from mgdet.layers.inference import inference_form
 from mgdet.methods.base import FeatureMethod
 from mgdet.methods.fgd import FGD

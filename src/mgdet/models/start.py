@@ -12,7 +12,8 @@ from mgdet.detectors.base import Detector
 from mgdet.detectors.face import Face
 from mgdet.errors import UserError
 from mgdet.interop.backbones import read_timm
-from mgdet.interop.weights import load_checkpoint, read_checkpoint
+from mgdet.interop.loading import load_checkpoint
+from mgdet.interop.weights import read_checkpoint
 from mgdet.models.agree import check_agrees
 from mgdet.models.detectors import Say
 from mgdet.structures import Target

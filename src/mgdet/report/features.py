@@ -19,7 +19,8 @@ from mgdet.detectors.face import Face
 from mgdet.engine.checkpoint import State
 from mgdet.engine.step import show
 from mgdet.errors import UserError
-from mgdet.interop.weights import load_checkpoint, read_checkpoint
+from mgdet.interop.loading import load_checkpoint
+from mgdet.interop.weights import read_checkpoint
 from mgdet.methods.mgd import MGD
 from mgdet.models import Models, build_models
 from mgdet.report.sources import Sizes, Source

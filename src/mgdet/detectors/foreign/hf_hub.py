@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from mgdet.errors import UserError
-from mgdet.interop.weights import check_finite
+from mgdet.interop.loading import check_finite
 from mgdet.structures import Pixels
 
 CONFIG = "config.json"

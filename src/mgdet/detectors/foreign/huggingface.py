@@ -235,7 +235,8 @@ def _pretrained(source: Source, classes: Sequence[str] | None) -> HuggingFace:
 
 
 def _from_checkpoint(source: Source, path: Path, classes: Sequence[str] | None) -> HuggingFace:
-    from mgdet.interop.weights import load_checkpoint, read_checkpoint
+    from mgdet.interop.loading import load_checkpoint
+    from mgdet.interop.weights import read_checkpoint
 
     checkpoint = read_checkpoint(path)
     config = config_from(source.config)

@@ -16,8 +16,9 @@ from mgdet.detectors.foreign.base import match_classes
 from mgdet.detectors.foreign.libreyolo_detector import LibreYolo, YoloV9, YoloX
 from mgdet.errors import UserError, nearest
 from mgdet.files import fetch
+from mgdet.interop.loading import load_checkpoint
 from mgdet.interop.safe_pickle import load_untrusted
-from mgdet.interop.weights import Checkpoint, load_checkpoint, read_checkpoint
+from mgdet.interop.weights import Checkpoint, read_checkpoint
 
 MODELS = (
     "yolox-n",

@@ -28,8 +28,9 @@ from mgdet.detectors.foreign.base import PLACEHOLDERS, match_classes
 from mgdet.detectors.foreign.torchvision_detector import NOTE, TorchvisionDetector
 from mgdet.errors import UserError, nearest
 from mgdet.files import HASH_IN_NAME, fetch, sha256_of
+from mgdet.interop.loading import load_checkpoint
 from mgdet.interop.safe_pickle import load_untrusted
-from mgdet.interop.weights import load_checkpoint, read_checkpoint
+from mgdet.interop.weights import read_checkpoint
 
 MODELS = (
     "retinanet_resnet50_fpn",
