@@ -121,8 +121,8 @@ def student_config(pair: Pair, root: Path, *, epochs: int, rate: float, seed: in
 
 def teacher_config(pair: Pair, root: Path, *, epochs: int, seed: int) -> Config:
     """The teacher."""
-    images = pair.teacher_images or pair.images
-    config = student_config(replace(pair, images=images), root, epochs=epochs, rate=pair.teacher_rate, seed=seed)
+    own = replace(pair, images=pair.teacher_images, teacher_num_train=0)
+    config = student_config(own, root, epochs=epochs, rate=pair.teacher_rate, seed=seed)
     config.student = _model(pair, pair.teacher, pair.teacher_backbone, _start(pair, root, pair.teacher_backbone))
     return config
 

@@ -2,10 +2,13 @@
 
 1. A learning rate for the student alone at length 1x, then weight decay at that rate, and with both the student's
    length: the shortest of 1x, 2x, 4x, ... from which twice as long gains no more than `GAIN`.
-2. The teacher's length: doubled while that gains `GAIN` or more; the better of the last two is the teacher.
+2. The teacher's length: doubled while that gains more than `GAIN`; the better of the last two is the teacher.
 3. Rate and decay of the arm that inherits only, in the same way.
 4. The strength of each method at length 1x. Everything else it takes from the arm that starts as it does, so that the
-   two differ in the method alone. Each search tries as many values as the others.
+   two differ in the method alone.
+
+Every search tries as many values as the others. So a method has a third of these searches where the arm that it is
+compared with has two, and the student alone has its lengths.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ SEED = 1000
 GAIN = 0.005
 """AP, in shares of 1, that twice the length must gain to be worth it."""
 CHOICES_FILE = "choices.json"
+PROTOCOL = 2
+"""Of the rules above. By the first, a method had a decay of its own, `DECAY`, and lengths were tried with it."""
 
 Tried = list[dict[str, Any]]
 
@@ -53,6 +58,8 @@ def read_choices(root: Path, name: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     choices: dict[str, Any] = json.loads(path.read_text())
+    if choices.get("protocol", 1) != PROTOCOL:
+        raise UserError(f"{path} was made by other rules than those of now; move {root / name} away")
     before, now = choices.get("pair", {}), json.loads(json.dumps(asdict(PAIRS[name])))
     changed = [setting for setting in now if before.get(setting) != now[setting]]
     if changed:
@@ -87,6 +94,7 @@ def choose(pair: Pair, root: Path, name: str) -> dict[str, Any]:
 
     found = _together(*(partial(searches, arm) for arm in arms))
     return {
+        "protocol": PROTOCOL,
         "pair": asdict(pair),
         "seed": SEED,
         "teacher": teacher,
@@ -106,12 +114,12 @@ class _Search:
 
     def start(self, arm: Arm) -> list[dict[str, Any]]:
         """Rate and decay of an arm without a method."""
-        rate = self._best(arm, "rate", self.pair.rates)
-        return [rate, self._best(arm, "decay", self.pair.decays, rate=rate["value"])]
+        rate = self._try(arm, "rate", self.pair.rates)
+        return [rate, self._try(arm, "decay", self.pair.decays, rate=rate["value"])]
 
     def strength(self, arm: Arm, start: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """That of a method, with rate and decay as found by `start`."""
-        return self._best(arm, "strength", self.pair.strengths[arm.method], **_values(start))
+        return self._try(arm, "strength", self.pair.strengths[arm.method], **_values(start))
 
     def run(self, arm: Arm, epochs: int, *, rate: float, decay: float = DECAY, strength: float = 0.0) -> Planned:
         """One run of a search."""
@@ -119,10 +127,20 @@ class _Search:
         config = arm_config(self.pair, self.root, arm, teacher=self.teacher, epochs=epochs, seed=SEED, **own)
         return Planned(self.folder / "search" / _name(arm, self.pair, epochs, **own), config)
 
-    def _best(self, arm: Arm, what: str, values: Sequence[float], **fixed: float) -> dict[str, Any]:
+    def _try(self, arm: Arm, what: str, values: Sequence[float], **fixed: float) -> dict[str, Any]:
         """The best value of a setting, the others fixed."""
         runs = [(value, self.run(arm, self.pair.epochs, **fixed, **{what: value})) for value in values]
         return {"what": what, **_best(self.root, runs)}
+
+
+def own_searches(chosen: dict[str, Any]) -> list[dict[str, Any]]:
+    """The searches of an arm itself; those before a method's are of the arm that starts as it does.
+
+    Args:
+        chosen: the arm's part of the choices.
+    """
+    searches: list[dict[str, Any]] = chosen["searches"]
+    return searches[-1:] if chosen["strength"] else searches
 
 
 def _values(searches: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -119,8 +119,10 @@ def parser() -> argparse.ArgumentParser:
 def make(options: argparse.Namespace, clock: Clock) -> None:
     """`data`"""
     for name in pairs_of(options.only):
-        _prepare(options, PAIRS[name])
-        say(f"{name}: {options.root / 'data' / PAIRS[name].images.name}")
+        pair = PAIRS[name]
+        _prepare(options, pair)
+        folders = {images.name: options.root / "data" / images.name for images in (pair.images, pair.teacher_images)}
+        say(f"{name}: {' and '.join(map(str, folders.values()))}")
 
 
 def tune(options: argparse.Namespace, clock: Clock) -> None:
@@ -195,8 +197,7 @@ def _lead(choices: dict[str, Any]) -> float:
 
 def _prepare(options: argparse.Namespace, pair: Pair) -> None:
     for images in (pair.images, pair.teacher_images):
-        if images is not None:
-            data.make(options.root, images, options.bccd)
+        data.make(options.root, images, options.bccd)
     backbones.make(options.root, pair, say)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from evidence import words
 from evidence.arms import ALONE
 from evidence.backbones import BATCH, PICTURES, read_note
-from evidence.choose import GAIN
+from evidence.choose import GAIN, own_searches
 from evidence.differences import Row
 from evidence.measure import Measured
 from evidence.pairs import DECAY, Pair, Shapes, sweeps_of
@@ -75,20 +75,26 @@ class Page:
                 f"BCCD at {height} x {width} pixels: {images.num_val} of its training images validate, its "
                 f"{self.images} evaluation images are the test images"
             )
-        if isinstance(pair.teacher_images, Shapes):
-            what += (
-                f"; the teacher was trained on {pair.teacher_images.num_train:,} images, of which these are the first"
-            )
         precision = "float32" if pair.amp == "off" else pair.amp
         another = " Of a teacher of another family a student inherits the neck and the first stage."
         shared = "" if pair.teacher == pair.student else another
         return (
             f"{pair.teacher} with {pair.teacher_backbone} teaches {pair.student} with {pair.student_backbone}, "
-            f"{pair.channels} channels. {self._start()} {what}. Lengths, rates, decays and strengths were chosen on "
-            "the validation images, everything else by hand before any run. All arms share seeds, order of images and "
+            f"{pair.channels} channels. {self._start()} {what}. {self._more()}Lengths, rates, decays and strengths "
+            "were chosen on the validation images, everything else by hand. All arms share seeds, order of images and "
             f"schedule: {self.choices['length']['epochs']} epochs, batch {pair.batch}, precision {precision}.{shared} "
             "A score is that of the last student of a run, in float32. There is one teacher and one set of backbones; "
-            "what another of them would change is in no interval."
+            "what another of them would change is in no interval." + (f"\n\n{pair.note}" if pair.note else "")
+        )
+
+    def _more(self) -> str:
+        """What the teacher has seen beyond what its students have."""
+        own, more = self.pair.images, self.pair.teacher_images
+        if not isinstance(own, Shapes) or not isinstance(more, Shapes) or own == more:
+            return ""
+        return (
+            f"The teacher was trained on {more.num_train:,} images, the students' {own.num_train:,} and others, so "
+            "what a student gains from it may also come from images that it has not seen itself. "
         )
 
     def _start(self) -> str:
@@ -129,10 +135,10 @@ class Page:
         note = (
             "AP in percent, mean and standard deviation over seeds. Differences are means over the seeds that both "
             "arms have, with a 95 % interval (parts of the test images drawn for both alike, and the seeds' paired "
-            "differences, as Student's t) and the number of seeds in which the arm is above. Search runs: those that "
-            "chose what the arm is trained with; for a method with those of the arm that starts as it does, for the "
-            "student alone with those of the length, which all arms share. Images/s and minutes are those of training "
-            "one run; the machine also did other work."
+            "differences, as Student's t) and the number of seeds in which the arm is above. Search runs: all that "
+            "the arm's settings were chosen from; a method's include those of the arm that starts as it does, those "
+            "of the student alone include the search for the length, which all arms use. Images/s and minutes are those of "
+            "training one run; the machine also did other work."
         )
         return f"{_table(header, lines)}\n\n{note}"
 
@@ -213,7 +219,7 @@ class Page:
             [f"student's length{_given(choices['arms'][ALONE.name], 'length')}", *_tried(choices["length"], "epochs")],
         ]
         for name, own in choices["arms"].items():
-            for search in own["searches"][-1:] if own["strength"] else own["searches"]:
+            for search in own_searches(own):
                 what = self.pair.strength if search["what"] == "strength" else search["what"]
                 lines.append([f"{name}: {what}{_given(own, search['what'])}", *_tried(search, "value")])
         precision = self.pair.amp if self.pair.amp != "off" else "float32"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evidence.arms import ALONE, INHERITS
+from evidence.choose import own_searches
 from evidence.differences import Difference, Row
 from evidence.measure import Measured
 from evidence.pairs import Sweep
@@ -53,7 +54,7 @@ def of_teacher(teacher: Measured | None, rows: Sequence[Row], choices: dict[str,
                 f"gained {100 * (last['AP'] - before['AP']):.1f} AP on the validation images; no longer schedule was "
                 "tried."
             )
-    edges = [name for name, own in choices["arms"].items() if any(one["at_edge"] for one in own["searches"])]
+    edges = [name for name, own in choices["arms"].items() if any(one["at_edge"] for one in own_searches(own))]
     if edges:
         sentences.append(
             f"The best value lay at the edge of what was searched for: {', '.join(edges)}. A wider search might find a "

@@ -64,6 +64,8 @@ def add_tiny(epochs: int = 1) -> None:
         teacher_longest=2,
         rates=(0.002,),
         strengths={"mgd": (1e-3,)},
+        teacher_num_train=9,
+        note="Settings mean nothing here.",
         seeds=2,
     )
 

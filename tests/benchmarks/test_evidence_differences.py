@@ -176,7 +176,10 @@ def test_a_weak_teacher_and_searches_at_the_edge_are_said(truth):
     choices = {
         "teacher": {"plateau": False, "tried": [{"epochs": 32, "AP": 0.5}, {"epochs": 64, "AP": 0.512}]},
         "length": {"plateau": True},
-        "arms": {"alone": {"searches": [{"at_edge": True}]}, "mgd": {"searches": [{"at_edge": False}]}},
+        "arms": {
+            "alone": {"strength": 0.0, "searches": [{"at_edge": False}, {"at_edge": True}]},
+            "mgd": {"strength": 1e-5, "searches": [{"at_edge": False}, {"at_edge": True}, {"at_edge": False}]},
+        },
     }
     text = "\n".join(words.of_teacher(measured(truth, 0.8, 0), rows, choices, "bbox"))
     assert "less than the 10 that are asked for" in text

@@ -33,7 +33,9 @@ def test_what_an_arm_has_to_beat_starts_as_it_does(name):
 def test_every_arm_is_a_run_that_differs_in_what_it_is_about_alone(tmp_path, name):
     pair = pairs.PAIRS[name]
     assert pair.amp == "off" or min(pair.images.size) > pairs.BF16_EDGE
-    assert all(len(values) == len(pair.rates) for values in pair.strengths.values()), "searches of equal size"
+    sizes = {len(values) for values in (pair.rates, pair.decays, *pair.strengths.values())}
+    assert len(sizes) == 1, "searches of equal size"
+    assert pairs.DECAY in pair.decays, "rates are searched at a decay that is searched, too"
     common = {"teacher": tmp_path, "epochs": 4, "rate": 0.002, "seed": 1}
     alone = flatten(arm_config(pair, tmp_path, ALONE, strength=0.0, **common).to_dict())
     for arm in (*arms_of(pair), *sweep_arms(pair, 1e-5)):
@@ -57,11 +59,13 @@ def test_a_teacher_may_have_seen_more_than_its_students(tmp_path):
         str(tmp_path / "data/shapes-128x160-200/choose"),
         str(tmp_path / "data/shapes-128x160-1000/choose"),
     )
-    for images in (pair.images, pair.teacher_images):
-        data.make(tmp_path, replace(images, num_train=images.num_train // 100, num_val=2, num_test=1), None)
-    fewer, more = (tmp_path / f"data/shapes-128x160-{number}/choose" for number in (2, 10))
-    for name in ("train/000001.jpg", "val/000001.jpg"):
-        assert (fewer / name).read_bytes() == (more / name).read_bytes()
+    images = replace(pair.images, num_train=2, num_val=2, num_test=2)
+    for own in (images, replace(pair, images=images, teacher_num_train=3).teacher_images):
+        data.make(tmp_path, own, None)
+    fewer, more = (tmp_path / f"data/shapes-128x160-{number}" for number in (2, 3))
+    names = sorted(path.relative_to(fewer) for path in fewer.rglob("*.jpg"))
+    assert {str(name.parent) for name in names} == {"choose/train", "choose/val", "test/train", "test/val"}
+    assert all((fewer / name).read_bytes() == (more / name).read_bytes() for name in names)
 
 
 def test_sweeps_leave_out_the_arm_itself():
@@ -127,7 +131,7 @@ def test_a_root_that_is_a_file_is_a_sentence(capsys, tmp_path, command):
 
 def test_a_root_that_is_not_there_is_not_the_folder_one_is_in(capsys, tmp_path, monkeypatch):
     (tmp_path / "solo").mkdir()
-    (tmp_path / "solo/choices.json").write_text("{}")
+    (tmp_path / "solo/choices.json").write_text('{"protocol": 2}')
     monkeypatch.chdir(tmp_path)
     assert commands.main(["plan", "--root", "elsewhere", "--only", "solo"]) == 0
     assert "solo: no choices yet" in capsys.readouterr().out
@@ -196,6 +200,9 @@ def test_choices_follow_the_rules(monkeypatch, tmp_path):
     assert choose.read_choices(tmp_path, "retinanet") == json.loads(json.dumps(choices))
     monkeypatch.setitem(pairs.PAIRS, "retinanet", replace(pair, channels=32))
     with pytest.raises(UserError, match="another channels than retinanet has now"):
+        choose.read_choices(tmp_path, "retinanet")
+    choose.write_choices(tmp_path, "retinanet", choices | {"protocol": 1})
+    with pytest.raises(UserError, match="was made by other rules than those of now"):
         choose.read_choices(tmp_path, "retinanet")
 
 

@@ -67,6 +67,10 @@ def test_from_the_first_choice_to_the_page(evidence, tmp_path, capsys):
     assert "not finished" not in text
     assert str(evidence.root) not in text
     assert "tune --root ROOT --only tiny" in text
+    assert "The teacher was trained on 9 images, the students' 8 and others" in text
+    assert "\n\nSettings mean nothing here.\n\n" in text
+    assert "| alone: rate, at a decay of 0.01 | 0.002 |" in text
+    assert "| mgd: weight, at a rate of 0.002, at a decay of 0.001 | 0.001 |" in text
     for title in ("teacher", "alone", "alone, twice as long", "inherits only", "MGD", "MGD, inherits"):
         assert f"\n| {title} |" in text
     for folders in found.values():
