@@ -137,8 +137,8 @@ class Page:
             "arms have, with a 95 % interval (parts of the test images drawn for both alike, and the seeds' paired "
             "differences, as Student's t) and the number of seeds in which the arm is above. Search runs: all that "
             "the arm's settings were chosen from; a method's include those of the arm that starts as it does, those "
-            "of the student alone include the search for the length, which all arms use. Images/s and minutes are those of "
-            "training one run; the machine also did other work."
+            "of the student alone include the search for the length, which all arms use. Images/s and minutes are "
+            "those of training one run; the machine also did other work."
         )
         return f"{_table(header, lines)}\n\n{note}"
 
