@@ -8,11 +8,8 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
-
-from mgdet.errors import UserError
 
 CLASSES = ("circle", "square", "star")
 
@@ -121,11 +118,3 @@ def mgd_training(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict
     sides = {f"student.{name}": value for name, value in student.items()}
     sides |= {f"teacher.{name}": value for name, value in teacher.items()}
     return sides | stored | generators
-
-
-def refusal(call, *args, **options) -> str:
-    """The one line that a call is refused with."""
-    with pytest.raises(UserError) as caught:
-        call(*args, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)

@@ -1,10 +1,12 @@
-"""Files that commands must refuse, and a look at what a folder holds."""
+"""Files that must be refused, the sentence that refuses them, and a look at what a folder holds."""
 
 import os
 import pickle
 
+import pytest
 import torch
 
+from mgdet.errors import UserError
 from tiny import CLASSES, write_detector
 
 
@@ -38,3 +40,11 @@ def spoil_file(tiny, folder, kind):
 class Hostile:
     def __reduce__(self):
         return os.mkdir, ("broken into",)
+
+
+def refusal(call, *args, **options) -> str:
+    """The one line that a call is refused with."""
+    with pytest.raises(UserError) as caught:
+        call(*args, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

@@ -19,6 +19,7 @@ import forged
 from mgdet.errors import UserError
 from mgdet.files import atomic_write, fetch, sha256_of
 from mgdet.interop.loading import load_checkpoint
+from refusals import refusal
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -53,13 +54,6 @@ def site(tmp_path, monkeypatch):
     yield folder, f"http://127.0.0.1:{server.server_port}", tmp_path / "hub" / "checkpoints"
     server.shutdown()
     server.server_close()
-
-
-def refusal(source) -> str:
-    with pytest.raises(UserError) as caught:
-        fetch(source)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def named_by_hash(folder, content: bytes) -> str:
@@ -100,7 +94,7 @@ def test_those_who_ask_at_once_share_one_download(site):
 def test_wrong_hash_leaves_nothing_behind(site):
     folder, url, downloads = site
     (folder / "net-0123abcd.pth").write_bytes(b"other weights")
-    assert "SHA-256 does not start with 0123abcd" in refusal(f"{url}/net-0123abcd.pth")
+    assert "SHA-256 does not start with 0123abcd" in refusal(fetch, f"{url}/net-0123abcd.pth")
     assert list(downloads.iterdir()) == []
 
 
@@ -108,7 +102,7 @@ def test_damaged_download_from_before_is_named(site):
     folder, url, downloads = site
     name = named_by_hash(folder, b"weights")
     fetch(f"{url}/{name}").write_bytes(b"weig")
-    text = refusal(f"{url}/{name}")
+    text = refusal(fetch, f"{url}/{name}")
     assert str(downloads / name) in text
     assert "delete it" in text
 
@@ -116,30 +110,30 @@ def test_damaged_download_from_before_is_named(site):
 @pytest.mark.parametrize("name", ["short.pth", "short-0123abcd.pth"])
 def test_broken_off_download_leaves_nothing_behind(site, name):
     _, url, downloads = site
-    refusal(f"{url}/{name}")
+    refusal(fetch, f"{url}/{name}")
     assert list(downloads.iterdir()) == []
 
 
 def test_missing_on_the_server(site):
     _, url, downloads = site
-    text = refusal(f"{url}/net-0123abcd.pth")
+    text = refusal(fetch, f"{url}/net-0123abcd.pth")
     assert "File not found" in text or "Not Found" in text
     assert str(downloads / "net-0123abcd.pth") in text
 
 
 def test_no_network_says_which_file_goes_where(site):
     _, _, downloads = site
-    text = refusal("http://127.0.0.1:9/models/net-0123abcd.pth")
+    text = refusal(fetch, "http://127.0.0.1:9/models/net-0123abcd.pth")
     assert "bring the file net-0123abcd.pth" in text
     assert f"put it at {downloads / 'net-0123abcd.pth'}" in text
 
 
 def test_url_without_a_file(site):
-    assert "does not name a file" in refusal(f"{site[1]}/")
+    assert "does not name a file" in refusal(fetch, f"{site[1]}/")
 
 
 def test_file_and_run_folder(tmp_path):
-    assert "student_best.pth" in refusal(tmp_path)
+    assert "student_best.pth" in refusal(fetch, tmp_path)
     for name in ("student_last.pth", "student_best.pth"):
         (tmp_path / name).write_bytes(b"x")
         assert fetch(tmp_path) == tmp_path / name
@@ -148,10 +142,10 @@ def test_file_and_run_folder(tmp_path):
 
 def test_missing_file_names_the_nearest(tmp_path):
     (tmp_path / "teacher.pth").write_bytes(b"x")
-    text = refusal(tmp_path / "teachr.pth")
+    text = refusal(fetch, tmp_path / "teachr.pth")
     assert "does not exist" in text
     assert "'teacher.pth'" in text
-    assert "does not exist" in refusal(tmp_path / "no" / "such.pth")
+    assert "does not exist" in refusal(fetch, tmp_path / "no" / "such.pth")
 
 
 def test_sha256(tmp_path):

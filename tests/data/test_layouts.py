@@ -11,18 +11,15 @@ from mgdet.config import DataConfig
 from mgdet.data import folders, layouts
 from mgdet.data.folders import Place, find_layouts
 from mgdet.data.layouts import find_places
-from mgdet.errors import UserError
+from refusals import refusal
 
 
 def places(root, **names):
     return find_places(DataConfig(root=str(root), **names))
 
 
-def refusal(root, **names):
-    with pytest.raises(UserError) as error:
-        places(root, **names)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+def refused(root, **names):
+    return refusal(places, root, **names)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +65,7 @@ def test_the_folder_alone_is_enough(tmp_path, name, train, val, title):
 
 def test_one_split_needs_a_share_for_validation(tmp_path):
     formats.default(tmp_path)
-    assert "--data.val-share 0.1" in refusal(tmp_path)
+    assert "--data.val-share 0.1" in refused(tmp_path)
     found, _ = places(tmp_path, val_share=0.25)
     assert found["train"] == found["val"] == ("annotations/instances_default.json", "images/default")
 
@@ -76,12 +73,12 @@ def test_one_split_needs_a_share_for_validation(tmp_path):
 def test_a_test_split_is_found_but_never_taken_for_validation(tmp_path):
     formats.write_coco(tmp_path / "train/_annotations.coco.json", tmp_path / "train", "train")
     formats.write_coco(tmp_path / "test/_annotations.coco.json", tmp_path / "test", "val")
-    assert "has train and test there" in refusal(tmp_path)
+    assert "has train and test there" in refused(tmp_path)
 
 
 def test_a_share_beside_a_named_validation_split_is_refused(tmp_path):
     formats.simple(tmp_path)
-    sentence = refusal(tmp_path, val_share=0.1, val_annotations="annotations/val.json", val_images="val")
+    sentence = refused(tmp_path, val_share=0.1, val_annotations="annotations/val.json", val_images="val")
     assert "leave one of the two out" in sentence
 
 
@@ -109,7 +106,7 @@ def test_a_name_that_is_given_decides_and_the_rest_is_found(tmp_path):
 def test_two_layouts_are_said_and_an_option_decides(tmp_path):
     formats.simple(tmp_path)
     formats.yolo(tmp_path)
-    sentence = refusal(tmp_path)
+    sentence = refused(tmp_path)
     assert "as COCO and as YOLO" in sentence
     choices = re.search(r"--data\.train-annotations decides: (\S+) or (\S+)$", sentence)
     for choice, val in zip(choices.groups(), ("annotations/val.json", "data.yaml")):
@@ -120,7 +117,7 @@ def test_two_layouts_are_said_and_an_option_decides(tmp_path):
 def test_two_files_for_one_split_are_said_and_an_option_decides(tmp_path):
     formats.simple(tmp_path)
     formats.write_coco(tmp_path / "annotations/train_small.json", tmp_path / "train", "train")
-    assert "2 files for train: annotations/train.json and annotations/train_small.json" in refusal(tmp_path)
+    assert "2 files for train: annotations/train.json and annotations/train_small.json" in refused(tmp_path)
     assert places(tmp_path, train_annotations="annotations/train_small.json")[0]["train"].images == "train"
 
 
@@ -146,7 +143,7 @@ def test_the_image_folder_is_found_by_the_first_file_names(tmp_path, encoding):
     for image in content["images"]:
         image["file_name"] = "fotos\\" + image["file_name"]
     (tmp_path / "train.json").write_text(json.dumps(content), encoding=encoding)
-    assert "--data.val-images" in refusal(tmp_path)
+    assert "--data.val-images" in refused(tmp_path)
     assert places(tmp_path, val_images="fotos")[0]["train"].images == "."
 
 
@@ -170,27 +167,27 @@ def test_the_years_of_a_voc_kit_are_told_apart(tmp_path):
     formats.voc(tmp_path / "VOCdevkit/VOC2007")
     assert places(tmp_path)[0]["train"].images == "VOCdevkit/VOC2007/JPEGImages"
     formats.voc(tmp_path / "VOCdevkit/VOC2012")
-    assert "Pascal VOC in VOC2007 and as Pascal VOC in VOC2012" in refusal(tmp_path)
+    assert "Pascal VOC in VOC2007 and as Pascal VOC in VOC2012" in refused(tmp_path)
 
 
 def test_a_folder_that_is_no_data_set_says_what_would_be_one(tmp_path):
-    assert "there is no annotations/*.json (COCO)" in refusal(tmp_path)
+    assert "there is no annotations/*.json (COCO)" in refused(tmp_path)
     formats.simple(tmp_path / "export")
-    assert f"but '{tmp_path / 'export'}' in it does" in refusal(tmp_path)
-    assert "does not exist; --data.root names another" in refusal(tmp_path / "nowhere")
+    assert f"but '{tmp_path / 'export'}' in it does" in refused(tmp_path)
+    assert "does not exist; --data.root names another" in refused(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
-    assert "is a file; give the folder" in refusal(tmp_path / "file")
+    assert "is a file; give the folder" in refused(tmp_path / "file")
 
 
 def test_labels_without_a_yaml_file_say_what_is_missing(tmp_path):
     formats.yolo(tmp_path)
     (tmp_path / "data.yaml").unlink()
-    assert "no data.yaml with names: and train:" in refusal(tmp_path)
+    assert "no data.yaml with names: and train:" in refused(tmp_path)
 
 
 def test_a_broken_yaml_file_is_the_reason_where_there_is_nothing_else(tmp_path):
     formats.yolo(tmp_path, text="names: [cat, dog\ntrain: images/train")
-    assert "data.yaml' is not a YAML file" in refusal(tmp_path)
+    assert "data.yaml' is not a YAML file" in refused(tmp_path)
     formats.simple(tmp_path)
     assert places(tmp_path)[1] == "COCO"
 
@@ -199,7 +196,7 @@ def test_only_what_is_required_must_be_there(tmp_path):
     formats.write_coco(tmp_path / "annotations/val.json", tmp_path / "val", "val")
     found, _ = find_places(DataConfig(root=str(tmp_path)), required=("val",))
     assert found == {"val": Place("annotations/val.json", "val")}
-    assert "no training split; COCO has val there" in refusal(tmp_path)
+    assert "no training split; COCO has val there" in refused(tmp_path)
 
 
 def test_a_file_of_the_name_that_cannot_be_taken_says_why(tmp_path, monkeypatch):
@@ -207,13 +204,13 @@ def test_a_file_of_the_name_that_cannot_be_taken_says_why(tmp_path, monkeypatch)
     file = tmp_path / "train.json"
     whole = file.read_text()
     file.write_text("{}")
-    assert f"COCO has val there, and '{file}' lists no images: --data.train" in refusal(tmp_path)
+    assert f"COCO has val there, and '{file}' lists no images: --data.train" in refused(tmp_path)
     file.unlink()
     os.mkfifo(file)
-    assert f"and '{file}' is not a file: " in refusal(tmp_path)
+    assert f"and '{file}' is not a file: " in refused(tmp_path)
     file.unlink()
     file.write_text(whole)
     for room in (folders, layouts):
         monkeypatch.setattr(room, "first_names", lambda path: [] if path == file else ["val_0.png"])
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert f"and '{file}' may not be read: " in refusal(tmp_path)
+    assert f"and '{file}' may not be read: " in refused(tmp_path)

@@ -10,11 +10,11 @@ import torch
 
 import forged
 import recorded
-from forged import refusal
 from mgdet import build_detector
 from mgdet.interop.loading import load_checkpoint
 from mgdet.interop.weights import read_checkpoint, save_checkpoint
 from mgdet.layers.backbone import build_backbone
+from refusals import refusal
 
 CONFIG = {"recipe": "mine", "student": {"detector": "retinanet", "backbone": "resnet50"}, "data": {"edges": [1, 2]}}
 

@@ -1,4 +1,4 @@
-"""Which file is what, what it fits, and that every tensor is accounted for."""
+"""Which file is what, which of its tensors are taken, and what is written."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import safetensors.torch
 import torch
 
 import forged
-from forged import refusal
 from mgdet.errors import UserError
 from mgdet.interop.loading import load_checkpoint
 from mgdet.interop.weights import read_checkpoint, save_checkpoint
+from refusals import refusal
 
 CONFIG = {"recipe": "mine", "student": {"detector": "retinanet", "backbone": "resnet50"}, "data": {"edges": [1, 2]}}
 META_2 = {"CLASSES": forged.CLASSES, "mmdet_version": "2.19.0", "config": "model = dict()", "epoch": 24}

@@ -18,6 +18,7 @@ from mgdet.interop.weights import Checkpoint, read_checkpoint, save_checkpoint
 from mgdet.models import build_models, check_agrees, detector_from, load_detector
 from mgdet.models.agree import CAFFE_PIXELS
 from mgdet.structures import IMAGENET, Pixels, Target
+from refusals import refusal
 from tiny import ALONE, CLASSES, alone
 
 CAFFE_OPTIONS = "--{0}.style caffe --{0}.mean 103.53 116.28 123.675 --{0}.std 1 1 1 --{0}.bgr"
@@ -46,15 +47,8 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def refused(call, *args, **options) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def start_of(config) -> str:
-    return refused(build_models, config, CLASSES, fresh=True, say=lambda line: None)
+    return refusal(build_models, config, CLASSES, fresh=True, say=lambda line: None)
 
 
 @pytest.mark.parametrize("name", ["said_c.pth", "ours.pth"])
@@ -81,7 +75,7 @@ def test_a_pytorch_teacher_under_a_config_of_caffes(folder, tiny):
 
 def test_only_what_differs_is_asked_for(folder):
     config = retinanet(**CAFFE | {"bgr": False})
-    message = refused(check_agrees, config, read_checkpoint(folder / "said_c.pth"), role="student")
+    message = refusal(check_agrees, config, read_checkpoint(folder / "said_c.pth"), role="student")
     assert message.endswith("; give --student.bgr")
 
 
@@ -121,7 +115,7 @@ def test_the_style_of_a_resnet_without_bottlenecks_does_not_matter():
 def test_testing_and_starting(name, folder, tiny):
     path = folder / name
     checkpoint: Checkpoint = read_checkpoint(path)
-    assert CAFFE_OPTIONS.format("student") in refused(load_detector, retinanet(), checkpoint, CLASSES)
+    assert CAFFE_OPTIONS.format("student") in refusal(load_detector, retinanet(), checkpoint, CLASSES)
     config = tiny.config(distil=False)
     config.student = replace(retinanet(), weights=str(path))
     assert CAFFE_OPTIONS.format("student") in start_of(config)
@@ -141,7 +135,7 @@ def test_other_anchors_matter_to_a_head_alone(folder, tiny):
     described["bbox_head"]["anchor_generator"]["octave_base_scale"] = 2
     checkpoint = read_checkpoint(folder / "silent.pth")
     checkpoint.texts = files.texts("3.x", described)
-    message = refused(load_detector, retinanet(), checkpoint, CLASSES)
+    message = refusal(load_detector, retinanet(), checkpoint, CLASSES)
     assert "was trained with bbox_head.anchor_generator.octave_base_scale 2 in place of 4" in message
     path = files.checkpoint(checkpoint.state_dict, {"CLASSES": CLASSES} | checkpoint.texts, folder, "anchors.pth")
     config = tiny.config()
