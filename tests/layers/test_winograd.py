@@ -35,10 +35,10 @@ def error(value: torch.Tensor, exact: torch.Tensor) -> float:
     return float((value.double() - exact).norm() / exact.norm())
 
 
-def count(monkeypatch) -> list[torch.Size]:
+def count(monkeypatch, what: str = "convolve") -> list[torch.Size]:
     """Of what the fast way was taken for, from now on."""
-    taken, convolve = [], winograd.convolve
-    monkeypatch.setattr(winograd, "convolve", lambda x, *rest: taken.append(x.shape) or convolve(x, *rest))
+    taken, way = [], getattr(winograd, what)
+    monkeypatch.setattr(winograd, what, lambda x, *rest: taken.append(x.shape) or way(x, *rest))
     return taken
 
 
@@ -52,7 +52,7 @@ def test_values_and_gradients_are_those_of_a_convolution(
     plain, quick = pair_of(channels, kernels, bias=bias)
     exact = copy.deepcopy(plain).double()
     x = input_of(batch, channels, height, width)
-    taken = count(monkeypatch)
+    taken, of_weights = count(monkeypatch), count(monkeypatch, "weight_gradient")
     results = []
     for convolution in (quick, exact):
         own = x.detach().to(convolution.weight.dtype).requires_grad_()
@@ -61,10 +61,30 @@ def test_values_and_gradients_are_those_of_a_convolution(
         (y.sin() * torch.linspace(0, 1, width, dtype=y.dtype)).sum().backward()
         results.append([y.detach(), own.grad, *(parameter.grad for parameter in convolution.parameters())])
     assert taken == [x.shape, (batch, kernels, height, width)]
+    assert of_weights == [x.shape]
     assert len(results[0]) == (4 if bias else 3)
     for value, expected in zip(*results):
         assert value.dtype == torch.float32
         assert error(value, expected) < 5e-6
+
+
+@pytest.mark.parametrize("trained", [("x",), ("weight",), ("bias",), ("x", "bias"), ("weight", "bias")])
+def test_only_the_gradients_that_are_asked_for_are_made(trained, monkeypatch):
+    of_weights = count(monkeypatch, "weight_gradient")
+    results = []
+    for convolution in pair_of(256, 256):
+        x = input_of(1, 256, 35, 40)
+        torch.nn.init.normal_(x.requires_grad_(False), generator=torch.Generator().manual_seed(1))
+        tensors = {"x": x, "weight": convolution.weight, "bias": convolution.bias}
+        for name, tensor in tensors.items():
+            tensor.requires_grad_(name in trained)
+        convolution(x).square().sum().backward()
+        results.append({name: tensor.grad for name, tensor in tensors.items()})
+    plain, quick = results
+    assert {name for name, gradient in quick.items() if gradient is not None} == set(trained)
+    for name in trained:
+        assert error(quick[name], plain[name].double()) < 1e-5
+    assert len(of_weights) == ("weight" in trained)
 
 
 def test_what_follows_may_write_over_the_result():

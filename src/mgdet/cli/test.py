@@ -37,8 +37,8 @@ class TestArguments:
     or one on a machine without."""
     amp: Annotated[Literal["off", "bf16", "fp16"], tyro.conf.arg(name="train.amp")] = "off"
     """Run backbone and neck in this precision, as training does; off: exact float32."""
-    batch: int = 4
-    """Images per forward pass."""
+    batch: int | None = None
+    """Images per forward pass; 4, where it is not given."""
     eval: tuple[str, ...]
     """What to measure: bbox, segm or both; else what the recipe measures in training."""
     out: str = ""

@@ -101,6 +101,8 @@ def _suits(convolution: nn.Conv2d) -> bool:
 
 
 class _Convolve(torch.autograd.Function):
+    """The gradient of the input is a convolution with the kernels turned around; the kernels' is `weight_gradient`."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -195,15 +197,24 @@ def _patches(x: Tensor, size: int) -> Tensor:
     return cells.unfold(1, size, TILE).unfold(2, size, TILE).permute(0, 4, 5, 1, 2, 3)
 
 
-def _transform(squares: Tensor, sums: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """Sums over each square: (number of sums, cells of all squares), in `other`; `one` is written over."""
-    gathered = _in(one, *squares.shape).copy_(squares).view(sums.shape[1], -1)
-    return torch.mm(sums, gathered, out=_in(other, len(sums), gathered.shape[1]))
+def _transform(squares: Tensor, matrix: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Sums over the cells of each square.
+
+    Args:
+        squares: (size, size, down, across, C), of `_patches`.
+        matrix: (sums, size * size).
+        one, other: rooms; the first is written over, the result is in the second.
+
+    Returns:
+        (sums, down * across * C).
+    """
+    gathered = _in(one, *squares.shape).copy_(squares).view(matrix.shape[1], -1)
+    return torch.mm(matrix, gathered, out=_in(other, len(matrix), gathered.shape[1]))
 
 
-def _rows(down: int, numbers: int) -> int:
-    """How many of `down` rows of tiles are transformed in one go, where a row has so many tiles times channels."""
-    return min(down, max(1, NUMBERS_PER_BLOCK // (PATCH**2 * numbers)))
+def _rows(down: int, numbers_per_row: int) -> int:
+    """How many of `down` rows of tiles are transformed in one go; a row has as many numbers as tiles x channels."""
+    return min(down, max(1, NUMBERS_PER_BLOCK // (PATCH**2 * numbers_per_row)))
 
 
 def _in(room: Tensor, *shape: int) -> Tensor:

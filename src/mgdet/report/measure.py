@@ -54,7 +54,7 @@ def test_checkpoint(
     say: Callable[[str], None],
     ema: bool = False,
     amp: str = "off",
-    batch: int = IMAGES_AT_ONCE,
+    batch: int | None = None,
 ) -> dict[str, CocoScores] | None:
     """Measures a checkpoint, or somebody's detections, on the evaluation images of a recipe.
 
@@ -65,9 +65,9 @@ def test_checkpoint(
         out: where the detections go in COCO's results format; None for nowhere.
         world: this process among the others.
         say: is told what was loaded and the tables; by the first process only.
-        ema: as `read_checkpoint` takes it.
-        amp: precision of backbone and neck: "bf16", "fp16", or "off", which is exact float32 everywhere.
-        batch: images per forward pass.
+        ema: as `read_checkpoint` takes it; of checkpoints.
+        amp: precision of a checkpoint's backbone and neck: "bf16", "fp16", or "off", which is exact float32 everywhere.
+        batch: images per forward pass, None: 4; not of detections, which are made already.
 
     Returns:
         The scores for each metric on rank 0, none where the data set has no annotations; None on other ranks.
@@ -75,7 +75,7 @@ def test_checkpoint(
     Raises:
         UserError: bad input; `out` exists already.
     """
-    if batch < 1:
+    if batch is not None and batch < 1:
         raise UserError(f"--batch is {batch}; give 1 or more")
     given = is_results_file(source)
     graph = load_exported(source) if is_exported(source) else None
@@ -84,7 +84,7 @@ def test_checkpoint(
     if graph is not None:
         _refuse(f"{source} is an exported graph", {"--ema": ema, "--train.amp": amp != "off"})
     if given:
-        unused = {"--ema": ema, "--train.amp": amp != "off", "--batch": batch != IMAGES_AT_ONCE}
+        unused = {"--ema": ema, "--train.amp": amp != "off", "--batch": batch is not None}
         _refuse(f"{source} holds detections that are made already", unused)
     splits = open_splits(
         config.data,
@@ -106,7 +106,7 @@ def test_checkpoint(
         dataset = DetectionDataset(records, training=False)
         detector, line = _open(config, graph or source, dataset, world, ema=ema)
         float32 = set_float32(world.device, exact=True)
-        found = _detect(config, detector, dataset, world, amp=amp, batch=batch)
+        found = _detect(config, detector, dataset, world, amp=amp, batch=batch or IMAGES_AT_ONCE)
         if found is None:
             return None
         records, results = dataset.records, found
