@@ -4,11 +4,14 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+from mgdet.cli import main
+from refusals import contents
 from tiny import Tiny
 
 # On small tensors more threads only wait for each other: here, and in the commands that tests run.
@@ -29,3 +32,27 @@ def memory_goes_back() -> Iterator[None]:
     gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, in which the test works."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], folder: Path) -> Callable[..., str]:
+    """Runs a command that must be refused: one line, which it returns, exit code 2, and every file as it was."""
+
+    def run(*arguments: object) -> str:
+        before = contents(folder)
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert code == 2
+        assert err.startswith("mgdet: ") and err.count("\n") == 1 and err.endswith("\n")
+        assert "Traceback" not in out
+        assert contents(folder) == before
+        return err.removeprefix("mgdet: ").rstrip("\n")
+
+    return run

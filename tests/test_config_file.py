@@ -19,17 +19,8 @@ from tiny import alone, assert_same_run, state_of
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
+def in_a_folder(folder):
     """Each test works in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def refused(capsys, *arguments):
-    assert main([str(argument) for argument in arguments]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("mgdet: ") and err.count("\n") == 1
-    return err.removeprefix("mgdet: ").rstrip("\n")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -62,20 +53,20 @@ def test_yaml_as_people_write_it(folder):
         ("a.yaml", b"studnet: {}", "config has no field 'studnet'; did you mean 'student'?"),
     ],
 )
-def test_a_file_that_is_none(name, content, words, folder, capsys):
+def test_a_file_that_is_none(name, content, words, folder, refused):
     (folder / name).write_bytes(content)
-    assert words in refused(capsys, "train", "--config", name)
+    assert words in refused("train", "--config", name)
     assert [path.name for path in folder.iterdir()] == [name]
 
 
-def test_refusals(folder, capsys):
-    assert refused(capsys, "train", "--config", "none.json").startswith("there is no config 'none.json'; give a run's")
-    assert refused(capsys, "train", "--config", ".").startswith("there is no config 'config.json'")
-    text = refused(capsys, "train", "pair", "--config", "none.json")
+def test_refusals(folder, refused):
+    assert refused("train", "--config", "none.json").startswith("there is no config 'none.json'; give a run's")
+    assert refused("train", "--config", ".").startswith("there is no config 'config.json'")
+    text = refused("train", "pair", "--config", "none.json")
     assert text == "the recipe pair and --config none.json are both given; leave one of them out"
-    assert "needs a recipe first" in refused(capsys, "train", "--config")
-    assert "needs a recipe first" in refused(capsys, "test")
-    assert refused(capsys, "data") == "mgdet data needs the folder of a data set, or --config FILE"
+    assert "needs a recipe first" in refused("train", "--config")
+    assert "needs a recipe first" in refused("test")
+    assert refused("data") == "mgdet data needs the folder of a data set, or --config FILE"
 
 
 def test_a_run_from_a_file_is_that_of_the_recipe(tiny, folder, capsys):

@@ -46,11 +46,6 @@ def predicted(tiny, tmp_path, checkpoint: Path, images: str = "val") -> list[dic
     return report
 
 
-def refused(capsys, *arguments: object) -> str:
-    assert main([str(argument) for argument in arguments]) == 2
-    return capsys.readouterr().err.strip()
-
-
 def test_a_teacher_is_known_by_the_names_in_its_config(tmp_path):
     config = distilled()
     state = detector_from(config.teacher, 3).state_dict()
@@ -76,20 +71,20 @@ def test_predict_needs_no_recipe(folder, tiny, tmp_path, capsys):
     assert {entry["class"] for image in bare for entry in image["objects"]} <= {"class 0", "class 1", "class 2"}
 
 
-def test_a_recipe_that_contradicts_the_file_stops(folder, tiny, capsys):
+def test_a_recipe_that_contradicts_the_file_stops(folder, tiny, refused):
     words = "but the recipe would run it with style pytorch, mean 123.675 116.28 103.53, deviation 58.395 57.12 57.375"
-    message = refused(capsys, "predict", folder / "two.pth", tiny.root / "val", "--recipe", "faster_rcnn_r50")
+    message = refused("predict", folder / "two.pth", tiny.root / "val", "--recipe", "faster_rcnn_r50")
     assert words in message and message.endswith("; leave --recipe out")
     detector = ("--student.detector", "faster_rcnn", "--student.backbone", "resnet50", "--student.channels", "32")
     command = ("test", "alone", folder / "two.pth", "--data.root", tiny.root, *detector)
-    message = refused(capsys, *command)
+    message = refused(*command)
     options = "--student.style caffe --student.mean 103.53 116.28 123.675 --student.std 1 1 1 --student.bgr"
     assert message.endswith(f"; give {options}")
     assert main([*map(str, command), *options.split()]) == 0
 
 
 @pytest.mark.slow
-def test_test_needs_no_recipe(folder, tiny, tmp_path, capsys):
+def test_test_needs_no_recipe(folder, tiny, tmp_path, capsys, refused):
     results = []
     for name in ("two.pth", "three.pth", "ours.pth"):
         out = tmp_path / f"{name}.json"
@@ -98,10 +93,10 @@ def test_test_needs_no_recipe(folder, tiny, tmp_path, capsys):
         assert f"{name}: " in said and "average precision, IoU 0.50:0.95" in said
         results.append(json.loads(out.read_text()))
     assert results[0] == results[1] == results[2] != []
-    message = refused(capsys, "test", folder / "two.pth", "--data.root", tiny.root, "--student.style", "pytorch")
+    message = refused("test", folder / "two.pth", "--data.root", tiny.root, "--student.style", "pytorch")
     assert message.endswith("; give --student.style caffe")
-    assert "the checkpoint nowhere.pth does not exist" in refused(capsys, "test", "nowhere.pth")
-    assert "there is no recipe 'nowhere'" in refused(capsys, "test", "nowhere")
+    assert "the checkpoint nowhere.pth does not exist" in refused("test", "nowhere.pth")
+    assert "there is no recipe 'nowhere'" in refused("test", "nowhere")
 
 
 @pytest.mark.slow

@@ -1,36 +1,14 @@
-"""A folder to work in, commands that must be refused in it, and a data set to spoil."""
+"""A folder to work in, and a data set to spoil."""
 
 import json
 import shutil
 
 import pytest
 
-from mgdet.cli import main
-from refusals import contents
-
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
+def in_a_folder(folder):
     """Each test works in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def refused(capsys, folder):
-    """Runs a command that must be refused: one line, exit code 2, and every file as it was."""
-
-    def run(*arguments):
-        before = contents(folder)
-        code = main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert code == 2
-        assert err.startswith("mgdet: ") and err.count("\n") == 1 and err.endswith("\n")
-        assert "Traceback" not in out
-        assert contents(folder) == before
-        return err.removeprefix("mgdet: ").rstrip("\n")
-
-    return run
 
 
 @pytest.fixture

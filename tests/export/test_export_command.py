@@ -34,27 +34,6 @@ def graph(trained, tiny, tmp_path_factory):
     return out
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def refused(capsys, folder):
-    """Runs a command that must be refused: one line, exit code 2, and no graph."""
-
-    def run(*arguments):
-        before = sorted(folder.rglob("*"))
-        assert main([str(argument) for argument in arguments]) == 2
-        _, err = capsys.readouterr()
-        assert err.startswith("mgdet: ") and err.count("\n") == 1
-        assert sorted(folder.rglob("*")) == before
-        return err
-
-    return run
-
-
 class TestExport:
     @pytest.mark.slow
     def test_one_size_and_what_is_said(self, trained, tiny, folder, capsys):
