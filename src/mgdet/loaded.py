@@ -178,7 +178,7 @@ def load(checkpoint: str | Path, *, ema: bool = False, device: str | torch.devic
     Raises:
         UserError: it is missing, damaged, or no detector that this package knows.
     """
-    chosen = usual_device() if device is None else torch.device(device)
+    chosen = torch.device(device) if device else usual_device()
     return Model(open_detector(str(checkpoint), ema=ema), chosen)
 
 

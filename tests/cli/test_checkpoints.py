@@ -53,13 +53,15 @@ class TestTest:
             (["--out", "no/folder.json"], "the folder no of folder.json does not exist"),
             (["--data.root", "nowhere"], "there is no file 'nowhere/annotations/val.json'"),
             (["--devices", "0"], "--devices is 0"),
+            (["--batch", "0"], "--batch is 0; give 1 or more"),
+            (["--batch", "two"], "--batch is 'two', which is not a number"),
         ],
     )
     def test_refusals(self, arguments, folder, refused, more, words):
         (folder / "old.json").write_text("precious")
         assert words in refused(*arguments, *more)
 
-    @pytest.mark.parametrize("more", [["--ema"], ["--train.amp", "bf16"], ["--batch", "2"]])
+    @pytest.mark.parametrize("more", [["--ema"], ["--train.amp", "bf16"], ["--batch", "2"], ["--batch", "4"]])
     def test_detections_that_are_made_already_take_no_options_of_making_them(self, tiny, folder, refused, more):
         (folder / "found.json").write_text("[]")
         text = refused("test", "found.json", "--data.root", tiny.root, *more)

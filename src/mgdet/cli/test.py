@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mgdet.cli.parsing import Devices, Start, count_devices, parse, recipe_or_file, say
+from mgdet.cli.parsing import Devices, Start, count_devices, option_value, parse, recipe_or_file, say
 from mgdet.config import DataConfig, ModelConfig
 from mgdet.recipes import RECIPES, load_recipe
 
@@ -37,8 +37,8 @@ class TestArguments:
     or one on a machine without."""
     amp: Annotated[Literal["off", "bf16", "fp16"], tyro.conf.arg(name="train.amp")] = "off"
     """Run backbone and neck in this precision, as training does; off: exact float32."""
-    batch: int | None = None
-    """Images per forward pass; 4, where it is not given."""
+    batch: int = 4
+    """Images per forward pass."""
     eval: tuple[str, ...]
     """What to measure: bbox, segm or both; else what the recipe measures in training."""
     out: str = ""
@@ -95,7 +95,7 @@ def run(arguments: list[str]) -> int:
             say=say,
             ema=parsed.ema,
             amp=parsed.amp,
-            batch=parsed.batch,
+            batch=parsed.batch if option_value(start.rest, "--batch") else None,
         )
     return 0
 

@@ -67,7 +67,7 @@ def test_checkpoint(
         say: is told what was loaded and the tables; by the first process only.
         ema: as `read_checkpoint` takes it; of checkpoints.
         amp: precision of a checkpoint's backbone and neck: "bf16", "fp16", or "off", which is exact float32 everywhere.
-        batch: images per forward pass, None: 4; not of detections, which are made already.
+        batch: images per forward pass; None where nobody asked for a number, as for detections that are made already.
 
     Returns:
         The scores for each metric on rank 0, none where the data set has no annotations; None on other ranks.
