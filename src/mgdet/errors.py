@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class UserError(ValueError):
@@ -64,6 +64,21 @@ def shortage(error: BaseException) -> str:
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or says(_NO_MEMORY):
         return "this machine has no memory left"
     return ""
+
+
+def refuse_unused(what: str, options: Mapping[str, bool]) -> None:
+    """Refuses options that were given where they mean nothing.
+
+    Args:
+        what: the sentence's start, e.g. "student.onnx is an exported graph".
+        options: by name, which of them were given.
+
+    Raises:
+        UserError: one was given.
+    """
+    for option, given in options.items():
+        if given:
+            raise UserError(f"{what}, for which {option} means nothing; leave it out")
 
 
 def git_lfs_note(head: bytes) -> str:

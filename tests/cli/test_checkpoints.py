@@ -61,7 +61,18 @@ class TestTest:
         (folder / "old.json").write_text("precious")
         assert words in refused(*arguments, *more)
 
-    @pytest.mark.parametrize("more", [["--ema"], ["--train.amp", "bf16"], ["--batch", "2"], ["--batch", "4"]])
+    @pytest.mark.parametrize(
+        "more",
+        [
+            ["--ema"],
+            ["--train.amp", "bf16"],
+            ["--batch", "2"],
+            ["--batch", "4"],
+            ["--devices", "2"],
+            ["--student.backbone", "resnet18"],
+            ["--student.no-norm-eval"],
+        ],
+    )
     def test_detections_that_are_made_already_take_no_options_of_making_them(self, tiny, folder, refused, more):
         (folder / "found.json").write_text("[]")
         text = refused("test", "found.json", "--data.root", tiny.root, *more)

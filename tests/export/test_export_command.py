@@ -136,6 +136,7 @@ class TestExported:
         assert "student.onnx finds only boxes; choose bbox" in refused("test", "student.onnx", *data, "--eval", "segm")
         assert "--ema means nothing" in refused("test", "student.onnx", *data, "--ema")
         assert "--train.amp means nothing" in refused("test", "student.onnx", *data, "--train.amp", "bf16")
+        assert "--student.channels means nothing" in refused("test", "student.onnx", *data, "--student.channels=64")
         assert "--recipe means nothing" in refused(
             "predict", "student.onnx", tiny.root / "val", "--recipe", "retinanet_r50"
         )

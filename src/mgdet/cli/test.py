@@ -10,6 +10,7 @@ import tyro
 
 from mgdet.cli.parsing import Devices, Start, count_devices, option_value, parse, recipe_or_file, say
 from mgdet.config import DataConfig, ModelConfig
+from mgdet.errors import refuse_unused
 from mgdet.recipes import RECIPES, load_recipe
 
 NO_RECIPE = "alone"
@@ -78,9 +79,13 @@ def run(arguments: list[str]) -> int:
     config = replace(config, student=parsed.student, data=parsed.data)
 
     from mgdet.distributed import join, launch, under_torchrun
-    from mgdet.report.measure import test_checkpoint
+    from mgdet.report.measure import not_a_checkpoint, test_checkpoint
 
     devices = count_devices(parsed.devices)
+    if what := not_a_checkpoint(parsed.checkpoint):
+        unused = {word.partition("=")[0]: True for word in start.rest if word.startswith("--student.")}
+        unused["--devices"] = devices > 1 and is_results_file(parsed.checkpoint)
+        refuse_unused(what, unused)
     if devices > 1 and not under_torchrun():
         return launch(devices, ["test", *arguments])
     with join() as world:

@@ -10,7 +10,7 @@ from mgdet.data.transforms import View
 from mgdet.detectors.exported import Exported, is_exported, load_exported
 from mgdet.detectors.face import Face
 from mgdet.detectors.foreign import SOURCES
-from mgdet.errors import UserError
+from mgdet.errors import UserError, refuse_unused
 from mgdet.interop.loading import count_classes
 from mgdet.interop.weights import Checkpoint, read_checkpoint
 from mgdet.models.agree import check_agrees
@@ -87,9 +87,7 @@ def _foreign(source: str) -> Opened:
 
 def _exported(source: str, *, recipe: Config | None, ema: bool) -> Opened:
     """What `mgdet export` wrote, which says all of itself."""
-    if recipe is not None or ema:
-        option = "--recipe" if recipe is not None else "--ema"
-        raise UserError(f"{source} is an exported graph, for which {option} means nothing; leave it out")
+    refuse_unused(f"{source} is an exported graph", {"--recipe": recipe is not None, "--ema": ema})
     graph = load_exported(source)
     return Opened(
         source,

@@ -19,7 +19,7 @@ from mgdet.data.open import open_splits
 from mgdet.detectors.exported import Exported, is_exported, load_exported
 from mgdet.detectors.face import Face
 from mgdet.distributed import World
-from mgdet.errors import UserError
+from mgdet.errors import UserError, refuse_unused
 from mgdet.evaluate.coco import IMAGES_AT_ONCE, METRICS, CocoScores, check_truth, evaluate, run_detector
 from mgdet.evaluate.results import is_results_file, read_results, results_notes
 from mgdet.files import atomic_write
@@ -81,11 +81,8 @@ def test_checkpoint(
     graph = load_exported(source) if is_exported(source) else None
     masks = given or (has_masks(config.student) if graph is None else graph.has_masks)
     _check(config, source, metrics, out, given=given, masks=masks)
-    if graph is not None:
-        _refuse(f"{source} is an exported graph", {"--ema": ema, "--train.amp": amp != "off"})
-    if given:
-        unused = {"--ema": ema, "--train.amp": amp != "off", "--batch": batch is not None}
-        _refuse(f"{source} holds detections that are made already", unused)
+    if what := not_a_checkpoint(source):
+        refuse_unused(what, {"--ema": ema, "--train.amp": amp != "off", "--batch": given and batch is not None})
     splits = open_splits(
         config.data,
         val_masks="segm" in metrics,
@@ -128,6 +125,13 @@ def test_checkpoint(
     return scores
 
 
+def not_a_checkpoint(source: str) -> str:
+    """What holds no weights to be loaded, as the start of a sentence; empty for a checkpoint."""
+    if is_results_file(source):
+        return f"{source} holds detections that are made already"
+    return f"{source} is an exported graph" if is_exported(source) else ""
+
+
 def _check(config: Config, source: str, metrics: Sequence[str], out: Path | None, *, given: bool, masks: bool) -> None:
     """Refuses options that cannot be fulfilled; `given`: the source holds detections; `masks`: it may hold masks."""
     if not metrics:
@@ -148,13 +152,6 @@ def _check(config: Config, source: str, metrics: Sequence[str], out: Path | None
         raise UserError(f"{out} exists already; give the name of a new file")
     if not out.parent.is_dir():
         raise UserError(f"the folder {out.parent} of {out.name} does not exist; make it first")
-
-
-def _refuse(why: str, options: dict[str, bool]) -> None:
-    """Refuses options that were given and mean nothing."""
-    for option, given in options.items():
-        if given:
-            raise UserError(f"{why}, for which {option} means nothing; leave it out")
 
 
 def _open(
