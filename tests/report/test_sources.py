@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 from mgdet.config import Config, DataConfig
 from mgdet.engine.checkpoint import write_config
@@ -88,19 +89,28 @@ def test_what_is_given_twice_is_refused(make_run, tmp_path):
         group_sources(opened(folder, str(tmp_path / "b")))
 
 
-def test_a_checkpoint_that_does_not_say_what_it_is_needs_a_recipe(tmp_path, make_run):
-    import torch
-
-    folder = make_run("a")
-    content = torch.load(f"{folder}/student_last.pth", weights_only=True)
+def test_a_checkpoint_that_does_not_say_what_it_is_is_recognised_or_has_a_recipe(tmp_path, make_run):
+    content = torch.load(f"{make_run('a')}/student_last.pth", weights_only=True)
     del content["meta"]["mgdet"]
-    torch.save(content, tmp_path / "bare.pth")
-    with pytest.raises(
-        UserError, match=r"bare.pth does not say which detector it holds; name its recipe with --recipe"
-    ):
-        open_source(str(tmp_path / "bare.pth"), None)
-    source = open_source(str(tmp_path / "bare.pth"), alone())
-    assert (source.model, source.config, source.sizes.long_edge) == (alone().student, None, 96)
+    bare = tmp_path / "bare.pth"
+    torch.save(content, bare)
+    source = open_source(str(bare), None)
+    own = alone().student
+    assert (source.model.detector, source.model.backbone, source.config) == (own.detector, own.backbone, None)
+    assert source.sizes.long_edge == 1333
+    assert any("bare.pth: retinanet with test_resnet" in note for note in source.notes)
+
+    source = open_source(str(bare), alone())
+    assert (source.model, source.config, source.sizes.long_edge, source.notes) == (own, None, 96, ())
+
+    torch.save({"state_dict": {"some.weight": torch.zeros(3)}}, bare)
+    with pytest.raises(UserError, match=r"bare\.pth"):
+        open_source(str(bare), None)
+
+
+def test_an_exported_graph_is_sent_to_its_detections(tmp_path):
+    with pytest.raises(UserError, match=r"s.onnx is an exported graph, .* mgdet test s.onnx --out FILE.json writes"):
+        open_source("s.onnx", None)
 
 
 def test_what_is_not_there_is_named(tmp_path):

@@ -30,7 +30,7 @@ class CompareArguments:
     teacher: str = ""
     """The teacher, in any of these forms; empty: the one that the first distilled run names, if its file is here."""
     recipe: str = ""
-    """The recipe of checkpoints that do not come from mgdet."""
+    """The recipe of checkpoints that mgdet did not write; empty: what they hold is recognised."""
     eval: tuple[str, ...] = ()
     """What to measure: bbox, segm or both; empty: what the first run measured during training, else bbox."""
     resamples: int = 1000

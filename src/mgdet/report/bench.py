@@ -94,7 +94,7 @@ class Bench:
             raise UserError(f"{source.given} is a {source.model.detector}, which finds only boxes; give --eval bbox")
         detector, line = load_detector(source.model, source.checkpoint, self.dataset.classes)
         source.checkpoint = None
-        return Entry(source, detector, line=line)
+        return Entry(source, detector, line=line, notes=list(source.notes))
 
     def measure(self, entry: Entry, progress: Callable[[int, int], None]) -> None:
         """Runs the detector over all images, in float32, and scores what was found.

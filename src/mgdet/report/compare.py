@@ -67,7 +67,7 @@ def compare(
         data: the images to measure on; the sizes of images are those of each source's own config.
         teacher: what taught, as in `sources`; None: what the first distilled run names, if it is here.
         out: a folder for `report.html` and `report.json`; None writes nothing.
-        recipe: of checkpoints that do not say what they hold.
+        recipe: of checkpoints that mgdet did not write; None to recognise what they hold.
         metrics: "bbox", "segm" or both; empty: what the first run was measured by, else "bbox".
         bootstrap: how the confidence intervals are made.
         say: is told what is done, the numbers as tables, and where the page is.

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mgdet.config import Config, DataConfig, ModelConfig
+from mgdet.detectors.exported import is_exported
 from mgdet.engine.checkpoint import CONFIG_FILE, flatten, read_config
 from mgdet.errors import UserError
 from mgdet.evaluate.results import is_results_file
 from mgdet.files import RUN_FILES, fetch, sha256_of
 from mgdet.interop.weights import Checkpoint, read_checkpoint
+from mgdet.models.recognise import recognise_checkpoint
 
 NOT_THE_KIND = (
     "data.root",
@@ -61,6 +63,7 @@ class Source:
     model: how to build the detector; None for detections.
     sizes: at which images it looks; None for detections.
     checkpoint: the weights, until the detector is built; None for detections.
+    notes: what was recognised in a file that does not say what it holds, and why where in doubt.
     """
 
     given: str
@@ -72,6 +75,7 @@ class Source:
     model: ModelConfig | None = None
     sizes: Sizes | None = None
     checkpoint: Checkpoint | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def detections(self) -> bool:
@@ -97,10 +101,10 @@ def open_source(text: str, recipe: Config | None) -> Source:
 
     Args:
         text: a run's folder, a checkpoint file or its URL, or a .json file of detections; NAME=... gives it a name.
-        recipe: of checkpoints that do not say what they hold.
+        recipe: of checkpoints that mgdet did not write; None to recognise what they hold.
 
     Raises:
-        UserError: there is no such thing, or it does not say what it holds.
+        UserError: there is no such thing, or it is not recognised.
     """
     name, given = _split(text)
     if is_results_file(given):
@@ -108,15 +112,22 @@ def open_source(text: str, recipe: Config | None) -> Source:
         if not file.is_file():
             raise UserError(f"the file {given} does not exist")
         return Source(given, file, sha256_of(file), name)
+    if is_exported(given):
+        raise UserError(
+            f"{given} is an exported graph, of which parameters and GFLOPs cannot be counted; give the detections that "
+            f"mgdet test {given} --out FILE.json writes"
+        )
     file = fetch(given)
     folder = file.parent if file.name in RUN_FILES and (file.parent / CONFIG_FILE).is_file() else None
     checkpoint = read_checkpoint(file)
     config = Config.from_dict(checkpoint.config) if checkpoint.config is not None else None
     if folder is not None and config is not None:
         config = read_config(folder) or config
-    known = config or recipe
-    if known is None:
-        raise UserError(f"{given} does not say which detector it holds; name its recipe with --recipe")
+    if known := config or recipe:
+        model, data, notes = known.student, known.data, ()
+    else:
+        recognised = recognise_checkpoint(checkpoint)
+        model, data, notes = recognised.model, recognised.data(), recognised.lines
     return Source(
         given,
         file,
@@ -124,9 +135,10 @@ def open_source(text: str, recipe: Config | None) -> Source:
         name,
         folder=folder,
         config=config,
-        model=known.student,
-        sizes=sizes_of(known.data),
+        model=model,
+        sizes=sizes_of(data),
         checkpoint=checkpoint,
+        notes=notes,
     )
 
 
