@@ -69,7 +69,7 @@ def train(
         config: the run, as a recipe or `mgdet.planning.plan.plan` returns it.
         run_dir: folder of the run.
         resume: resume the run in the folder, or start it if there is none.
-        check: look at a run that starts, before anything is written, and refuse it where something speaks against it.
+        check: look at a run that starts, before anything is written, and refuse it if a row says STOP.
         devices: processes on this machine, one for each GPU, or each with its share of the CPU.
         fit_batch: try batches on the GPU, and train with the largest that fits instead of `config.train.batch`.
         say: is told what the check found.

@@ -16,19 +16,19 @@ from mgdet.errors import TrainingError, UserError, nearest, shortage
 USAGE = """\
 usage: mgdet COMMAND ...
 
-  distill TEACHER DATA [--student NAME]     any teacher into a small student, on your own data
+  distill TEACHER DATA [--student NAME]     distil any teacher into a small student, on your own data
   recipes                                   what can be trained, and what is published about it
-  check RECIPE | TEACHER DATA               a look at a run before it is started: weights, teacher, one step, time
+  check RECIPE | TEACHER DATA               check a run before it starts: weights, teacher, one step, time
   train RECIPE [--section.field value ...]  train a student, with its teacher or alone (or --config FILE)
-  test [RECIPE] CHECKPOINT|RESULTS.json     COCO mAP of a checkpoint, or of what any tool found
-  compare RUN|CHECKPOINT|RESULTS.json ...   what is better, by how much, and how sure that is: a page and JSON
+  test [RECIPE] CHECKPOINT|RESULTS.json     COCO mAP of a checkpoint, or of any tool's detections
+  compare RUN|CHECKPOINT|RESULTS.json ...   which is better, by how much, and how sure: a page and JSON
   transfer IN OUT                           checkpoints to and from MMDetection, or to safetensors
   predict CHECKPOINT IMAGE_OR_FOLDER ...    annotated pictures and one JSON
   export CHECKPOINT OUT.onnx                one ONNX graph, from the image to boxes, compared with torch
   data DIR                                  what a data set holds, and whether it can be trained on
   demo                                      all of it on a data set that it makes, in minutes, on any machine
 
-mgdet COMMAND --help says more of one of them; mgdet --version prints the version.
+mgdet COMMAND --help says more about one command; mgdet --version prints the version.
 source <(mgdet --print-completion bash) completes commands and options; so does zsh, and fish with a file."""
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

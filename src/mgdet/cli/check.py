@@ -20,7 +20,7 @@ class LookArguments:
     json: str = ""
     """Also write what was found to this file; -: print it, and nothing else."""
     seconds: float = 120.0
-    """About how long it may take, beside reading the data and building the models."""
+    """About how long it may take, not counting reading the data and building the models."""
 
 
 @dataclass(kw_only=True)
@@ -28,7 +28,7 @@ class CheckArguments(TrainArguments, LookArguments):
     """Look at a run without starting it: weights, classes, the teacher's AP, one step, time, memory and disk.
 
     The arguments are those of train; after `check TEACHER DATA` they are those of distill, and `check TEACHER DATA
-    --help` lists them. Exit code 2 where something speaks against the run.
+    --help` lists them. Exit code 2 if a row says STOP.
     """
 
 
@@ -36,7 +36,7 @@ class CheckArguments(TrainArguments, LookArguments):
 class CheckDistillArguments(DistillArguments, LookArguments):
     """Look at a distillation without starting it. The arguments are those of distill; a baseline is not looked at.
 
-    Exit code 2 where something speaks against the run.
+    Exit code 2 if a row says STOP.
     """
 
 

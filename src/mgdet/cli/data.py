@@ -25,7 +25,7 @@ class DataArguments:
     file: Annotated[str, tyro.conf.arg(name="config", metavar="FILE")] = ""
     """Take the data set and the names from a JSON or YAML file with all settings, such as a run's config.json."""
     masks: bool = False
-    """It is meant for a detector that finds masks."""
+    """Check it for a detector that finds masks."""
     out: str = ""
     """Also draw sixteen samples with boxes and masks, into this folder."""
 

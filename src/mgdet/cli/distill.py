@@ -22,10 +22,10 @@ SHOWN = "retinanet_x101_to_r50"
 
 @dataclass(kw_only=True)
 class DistillArguments:
-    """Distil any teacher into a small student on your own data; what you do not set is decided and said.
+    """Distil any teacher into a small student on your own data.
 
-    A setting that you give is taken as it is; the others are decided from teacher, data and student, whatever stands
-    below as their default.
+    Settings that you give are kept. All others are decided from the teacher, the data and the student, whatever default
+    is shown below, and reported.
     """
 
     teacher: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TEACHER")]
@@ -50,7 +50,7 @@ class DistillArguments:
     resume: bool = False
     """Go on with what the folder holds."""
     check: bool = True
-    """Look at the run before it starts, as mgdet check does, and leave where something speaks against it."""
+    """Check the run first, as mgdet check does, and do not start it if a row says STOP."""
 
 
 def run(arguments: list[str]) -> int:

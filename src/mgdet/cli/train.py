@@ -21,14 +21,15 @@ class TrainArguments:
     file: Annotated[str, tyro.conf.arg(name="config", metavar="FILE")] = ""
     """Instead of a recipe: a JSON or YAML file with all settings, such as a run's config.json, or a run's folder."""
     run_dir: str = ""
-    """Folder of the run; empty: runs/RECIPE, or runs/ and the name of the config's file."""
+    """Folder of the run; empty: runs/RECIPE, runs/ and the name of the config file, or, for a run's own config, a new
+    folder such as runs/NAME-2."""
     devices: Devices = 1
     """Processes on this machine: one for each GPU, or each with its share of the CPU; all: as many as there are GPUs,
     or one on a machine without."""
     resume: bool = False
-    """Resume the run in the folder."""
+    """Resume the run in the folder, or start it if there is none."""
     check: bool = True
-    """Look at the run before it starts, as mgdet check does, and leave where something speaks against it."""
+    """Check the run first, as mgdet check does, and do not start it if a row says STOP."""
 
 
 def run(arguments: list[str]) -> int:

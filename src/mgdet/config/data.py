@@ -12,7 +12,7 @@ class DataConfig(Section):
     """A data set, and how its images are prepared. Names that are empty are found by looking (`mgdet.data.layouts`)."""
 
     root: str = "data/coco"
-    """Folder of the data set; the next four are inside it, and found by looking where they are empty."""
+    """Folder of the data set. The annotation and image paths are relative to it; those left empty are found."""
     train_annotations: str = ""
     """What to train on: a COCO .json, YOLO's data.yaml, a list in VOC's ImageSets/Main, or a folder of VOC's .xml."""
     train_images: str = ""

@@ -14,9 +14,8 @@ class MethodConfig(Section):
     weight: float = 0.0
     """Weight of the loss; 0: off."""
     share: float = 0.0
-    """Instead of a weight: how strong the method's gradient on each of the student's maps is to be, as a share of that
-    of the detector's own losses, e.g. 0.3. The first steps of the run find the weight of each level; 0: `weight` it
-    is."""
+    """Instead of a weight: the length of the method's gradient on each of the student's maps, as a share of that of the
+    detector's own losses, e.g. 0.3. The first steps of the run set the weight of each level. 0: use `weight`."""
 
     @property
     def on(self) -> bool:

@@ -15,12 +15,12 @@ SGD_RATES_FROM = 0.01
 
 @dataclass(kw_only=True, slots=True)
 class OptimizerConfig(Section):
-    """One optimizer over student and generators, one parameter group."""
+    """One optimizer for the student and the generators."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     """sgd, as published; adamw for students that start from random weights or are not ResNets."""
     lr: float
-    """Learning rate for `base_batch` images per step; scaled in proportion to the real number."""
+    """Learning rate for `base_batch` images per step; scaled in proportion to the actual number."""
     base_batch: int = 16
     """Images per step that `lr` is meant for."""
     momentum: float = 0.9
@@ -99,7 +99,7 @@ class TrainConfig(Section):
     log_every: int = 50
     """Steps between two log lines."""
     save_every: int = 1000
-    """Steps between two checkpoints, beside the one at the end of each epoch."""
+    """Steps between two checkpoints, in addition to the one at the end of each epoch."""
     eval_every: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated. 0: never."""
     metrics: tuple[Metric, ...] = ("bbox",)
