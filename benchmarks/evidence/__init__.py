@@ -1,4 +1,4 @@
-"""Does distillation help? Students trained to their plateau, several seeds, and images that no choice was made on.
+"""Does distillation help? Schedules as long as the student alone needs, several seeds, and images that no choice saw.
 
     python benchmarks/evidence tune  --root ROOT --only retinanet --hours 8
     python benchmarks/evidence run   --root ROOT --only retinanet --hours 8

@@ -61,7 +61,7 @@ def read_choices(root: Path, name: str) -> dict[str, Any] | None:
     if choices.get("protocol", 1) != PROTOCOL:
         raise UserError(f"{path} was made by other rules than those of now; move {root / name} away")
     before, now = choices.get("pair", {}), json.loads(json.dumps(asdict(PAIRS[name])))
-    changed = [setting for setting in now if before.get(setting) != now[setting]]
+    changed = [setting for setting in now if setting != "note" and before.get(setting) != now[setting]]
     if changed:
         raise UserError(f"{path} was made with another {changed[0]} than {name} has now; move {root / name} away")
     return choices
@@ -179,7 +179,7 @@ def _student(search: _Search) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     pair, searches = search.pair, search.start(ALONE)
     own = _values(searches)
     tried, plateau = _lengthen(search.root, pair.epochs, pair.longest, lambda epochs: search.run(ALONE, epochs, **own))
-    chosen = tried[-2 if plateau else -1]
+    chosen = tried[-2 if plateau or tried[-1]["AP"] < 0 else -1]
     return searches, {"epochs": chosen["epochs"], "AP": chosen["AP"], "plateau": plateau, "tried": tried}
 
 
@@ -189,7 +189,10 @@ def _name(arm: Arm, pair: Pair, epochs: int, *, rate: float, decay: float = DECA
 
 
 def _lengthen(root: Path, first: int, longest: int, run: Callable[[int], Planned]) -> tuple[Tried, bool]:
-    """Lengths from 1x to `longest` times that, doubled until that gains at most `GAIN`, and whether it ever did."""
+    """Lengths from 1x to `longest` times that, doubled until that gains at most `GAIN`, and whether it ever did.
+
+    A run that broke off ends the search, too, and shows no plateau.
+    """
     epochs = [first, 2 * first]
     while True:
         found = _results([run(own) for own in epochs])
@@ -199,7 +202,7 @@ def _lengthen(root: Path, first: int, longest: int, run: Callable[[int], Planned
                 {"epochs": own, "AP": result.ap, "folder": _relative(run(own), root)}
                 for own, result in zip(epochs, found)
             ]
-            return tried, gain <= GAIN
+            return tried, gain <= GAIN and found[-1].ap >= 0
         epochs.append(2 * epochs[-1])
 
 

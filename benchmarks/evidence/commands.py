@@ -227,6 +227,7 @@ def _page(options: argparse.Namespace, name: str, choices: dict[str, Any], left:
         base=next((row for row in main_rows if row.arm == SWEPT), None),
         teacher=teacher[0] if teacher else None,
         images=len(images.records),
+        num_classes=len(images.records.classes),
         looks=images.looks,
         missing=left,
     )

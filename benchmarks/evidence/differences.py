@@ -9,7 +9,7 @@ from typing import Any
 
 import hotcoco
 
-from evidence.arms import ALONE, INHERITS, Arm
+from evidence.arms import ALONE, INHERITS, TWICE, Arm
 from evidence.measure import Measured
 from mgdet.report.intervals import Bootstrap, image_errors, reach_of
 
@@ -85,10 +85,10 @@ class Row:
 
 
 def compared_with(arm: Arm) -> list[Arm]:
-    """The arms that an arm is compared with: the student alone, and inheriting alone if it inherits."""
-    if arm == ALONE:
-        return []
-    return [ALONE, INHERITS] if arm.inherit and arm != INHERITS else [ALONE]
+    """The arms that an arm is compared with: the student alone, also for twice as long, and inheriting alone."""
+    if arm in (ALONE, TWICE):
+        return [own for own in (ALONE,) if own != arm]
+    return [ALONE, TWICE, INHERITS] if arm.inherit and arm != INHERITS else [ALONE, TWICE]
 
 
 def fill(rows: Sequence[Row], teacher: Measured | None, truth: dict[str, Any], metrics: Sequence[str]) -> None:

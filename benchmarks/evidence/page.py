@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from evidence import words
-from evidence.arms import ALONE
+from evidence.arms import ALONE, INHERITS, TWICE, student_config, teacher_config
 from evidence.backbones import BATCH, PICTURES, read_note
 from evidence.choose import GAIN, own_searches
 from evidence.differences import Row
@@ -16,6 +19,11 @@ from evidence.measure import Measured
 from evidence.pairs import DECAY, Pair, Shapes, sweeps_of
 from evidence.runs import Planned, command, sessions
 from evidence.words import METRIC_NAMES, percent, signed
+from mgdet.config import ModelConfig
+from mgdet.models import detector_from
+
+COMPARED = (ALONE, TWICE, INHERITS)
+"""The arms that others are compared with, a column each."""
 
 
 @dataclass(slots=True)
@@ -29,6 +37,7 @@ class Page:
     base: the row that the sweeps change.
     teacher: None where it cannot be measured.
     images: how many test images there are.
+    num_classes: of the data.
     looks: when students were measured on the test images.
     missing: reported runs that are not finished.
     """
@@ -42,6 +51,7 @@ class Page:
     base: Row | None
     teacher: Measured | None
     images: int
+    num_classes: int
     looks: list[dict[str, Any]]
     missing: list[Planned]
 
@@ -78,14 +88,25 @@ class Page:
         precision = "float32" if pair.amp == "off" else pair.amp
         another = " Of a teacher of another family a student inherits the neck and the first stage."
         shared = "" if pair.teacher == pair.student else another
+        teacher = teacher_config(pair, self.root, epochs=1, seed=0).student
+        student = student_config(pair, self.root, epochs=1, rate=pair.rates[0], seed=0).student
         return (
-            f"{pair.teacher} with {pair.teacher_backbone} teaches {pair.student} with {pair.student_backbone}, "
-            f"{pair.channels} channels. {self._start()} {what}. {self._more()}Lengths, rates, decays and strengths "
-            "were chosen on the validation images, everything else by hand. All arms share seeds, order of images and "
-            f"schedule: {self.choices['length']['epochs']} epochs, batch {pair.batch}, precision {precision}.{shared} "
-            "A score is that of the last student of a run, in float32. There is one teacher and one set of backbones; "
-            "what another of them would change is in no interval." + (f"\n\n{pair.note}" if pair.note else "")
+            f"{pair.teacher} with {pair.teacher_backbone} ({self._size(teacher)}) teaches {pair.student} with "
+            f"{pair.student_backbone} ({self._size(student)}), {pair.channels} channels. {self._start()} {what}. "
+            f"{self._more()}Lengths, rates, decays and strengths were chosen on the validation images; all other "
+            "settings were set by hand, some after earlier runs on the same validation images. All arms share seeds, "
+            f"order of images, batch {pair.batch} and precision {precision}, and all but the one that is twice as long "
+            f"train for {self.choices['length']['epochs']} epochs. Each has the rate and decay that its search chose."
+            f"{shared} A score is that of the last student of a run, in float32. There is one teacher and one set of "
+            "backbones; what another of them would change is in no interval."
+            + (f"\n\n{pair.note}" if pair.note else "")
         )
+
+    def _size(self, model: ModelConfig) -> str:
+        """Parameters of a detector."""
+        with torch.device("meta"):
+            detector = detector_from(model, self.num_classes)
+        return f"{sum(tensor.numel() for tensor in detector.parameters()) / 1e6:.2f} M parameters"
 
     def _more(self) -> str:
         """What the teacher has seen beyond what its students have."""
@@ -94,7 +115,8 @@ class Page:
             return ""
         return (
             f"The teacher was trained on {more.num_train:,} images, the students' {own.num_train:,} and others, so "
-            "what a student gains from it may also come from images that it has not seen itself. "
+            "what a student gains from it may also come from images that it has not seen itself. A student trained "
+            f"on all {more.num_train:,} would use the same labels; none was trained here. "
         )
 
     def _start(self) -> str:
@@ -105,9 +127,9 @@ class Page:
         notes = {name: read_note(self.root, pair, name) for name in (pair.student_backbone, pair.teacher_backbone)}
         said = ", ".join(f"{name} {percent(note['accuracy'])} % right" for name, note in notes.items())
         return (
-            f"Necks and heads start from random weights. Backbones have classified crops of single shapes before: "
-            f"{pair.pretraining:,} steps of {BATCH} crops from {PICTURES:,} further pictures with the classes of "
-            f"`shapes` ({said} on crops of others). All arms start from them, as does the teacher."
+            f"Necks and heads start from random weights. The backbones were first trained to classify crops of single "
+            f"shapes: {pair.pretraining:,} steps of {BATCH} crops from {PICTURES:,} further pictures with the classes "
+            f"of `shapes` ({said} on crops of unseen pictures). All arms start from them, as does the teacher."
         )
 
     def _arms(self, metric: str) -> str:
@@ -118,8 +140,7 @@ class Page:
             "AP50",
             "AP75",
             "seeds",
-            "minus alone",
-            "minus inherits only",
+            *(f"minus {arm.title}" for arm in COMPARED),
             "gap closed",
             "search runs",
         ]
@@ -129,16 +150,19 @@ class Page:
             stats, finished = self.teacher.scores[metric], self.teacher.finished
             tried = str(len(self.choices["teacher"]["tried"]))
             own = ["teacher", percent(stats["AP"]), "", percent(stats["AP50"]), percent(stats["AP75"])]
-            own += ["1", "", "", "", tried]
+            own += ["1", *[""] * len(COMPARED), "", tried]
             lines.append([*own, f"{finished.images_per_second:.1f}", f"{finished.seconds / 60:.0f}"])
         lines += [self._arm(row, metric) for row in self.rows]
         note = (
+            "Alone: the detector's own losses. Inherits: starts with the teacher's neck and head. MGD: masked "
+            "generative distillation (arXiv 2205.01529). PKD: the Pearson correlation of maps (arXiv 2207.02039). FGD: "
+            "focal and global distillation (arXiv 2111.11837).\n\n"
             "AP in percent, mean and standard deviation over seeds. Differences are means over the seeds that both "
-            "arms have, with a 95 % interval (parts of the test images drawn for both alike, and the seeds' paired "
-            "differences, as Student's t) and the number of seeds in which the arm is above. Search runs: all that "
-            "the arm's settings were chosen from; a method's include those of the arm that starts as it does, those "
-            "of the student alone include the search for the length, which all arms use. Images/s and minutes are "
-            "those of training one run; the machine also did other work."
+            "arms have, with the number of seeds in which the arm is above and a 95 % interval, from resampling the "
+            "test images (the same for both arms) and from the differences of the seeds, with Student's t. Search "
+            "runs: all that the arm's settings were chosen from; a method's include those of the arm that starts as it "
+            "does, those of the student alone include the search for the length, which all arms use. Images/s and "
+            "minutes are those of training one run while the machine also did other work: do not compare arms by them."
         )
         return f"{_table(header, lines)}\n\n{note}"
 
@@ -164,8 +188,7 @@ class Page:
             percent(row.mean(metric, "AP50")),
             percent(row.mean(metric, "AP75")),
             str(len(row.whole)) if len(row.whole) == len(row.runs) else f"{len(row.whole)} of {len(row.runs)}",
-            shown("alone"),
-            shown("inherits"),
+            *(shown(arm.name) for arm in COMPARED),
             "" if gap is None else f"{gap:.0%}".replace("%", " %").replace("-", words.MINUS),
             str(len({tried["folder"] for own in searches for tried in own["tried"]})),
             f"{sum(speeds) / len(speeds):.1f}" if speeds else "",
@@ -174,7 +197,8 @@ class Page:
 
     def _sentences(self) -> list[str]:
         metric = self.pair.metrics[0]
-        sentences = words.of_arms(self.rows, metric) + words.of_methods(self.rows, metric)
+        sentences = [words.of_many(self.rows, metric)]
+        sentences += words.of_arms(self.rows, metric) + words.of_methods(self.rows, metric)
         sentences += words.of_teacher(self.teacher, self.rows, self.choices, metric)
         if self.base is not None and self.sweeps:
             own = {"mgd.mask_ratio": self.pair.mask_ratio}
@@ -191,7 +215,7 @@ class Page:
             [row.arm.title, percent(row.mean(metric)), percent(row.deviation(metric)), str(len(row.whole))]
             for row in rows
         ]
-        return _table(["", METRIC_NAMES[metric], "sd", "seeds"], lines)
+        return _table(["", f"test {METRIC_NAMES[metric]}", "sd", "seeds"], lines)
 
     def _runs(self) -> str:
         metrics = self.pair.metrics
@@ -215,7 +239,10 @@ class Page:
         """Each search with all that it tried."""
         choices = self.choices
         lines = [
-            [f"teacher's length, at a rate of {self.pair.teacher_rate:g}", *_tried(choices["teacher"], "epochs")],
+            [
+                f"teacher's length, at a rate of {self.pair.teacher_rate:g}, at a decay of {DECAY:g}",
+                *_tried(choices["teacher"], "epochs"),
+            ],
             [f"student's length{_given(choices['arms'][ALONE.name], 'length')}", *_tried(choices["length"], "epochs")],
         ]
         for name, own in choices["arms"].items():
@@ -224,13 +251,25 @@ class Page:
                 lines.append([f"{name}: {what}{_given(own, search['what'])}", *_tried(search, "value")])
         precision = self.pair.amp if self.pair.amp != "off" else "float32"
         note = (
-            f"AP on the validation images in {precision}, seed {choices['seed']}, which is not reported. Rates, decays "
-            f"and strengths are those that are best at 1x, {self.pair.epochs} epochs; they need not be the best for "
-            "longer. A method takes rate and decay of the arm that starts as it does. A length is the shortest from "
+            f"AP on the validation images in {precision}, one run each, with seed {choices['seed']}, which is not "
+            f"reported.{self._luck()} Rates, decays and strengths are those that are best at 1x, {self.pair.epochs} "
+            "epochs; at the length that is reported other values may be better, for each arm by another amount. A "
+            "method takes rate and decay of the arm that starts as it does. A length is the shortest from "
             f"which twice as long gains at most {100 * GAIN:g} AP, or {self.pair.longest}x, if none does; the teacher "
             f"is the better of the last two, of at most {self.pair.teacher_longest}x."
         )
         return f"{_table(['search', 'chosen', 'tried: AP'], lines)}\n\n{note}"
+
+    def _luck(self) -> str:
+        """How far runs differ that differ in their seed alone."""
+        alone = next((row for row in self.rows if row.arm == ALONE), None)
+        values = [run.finished.ap for run in alone.whole] if alone is not None else []
+        if len(values) < 2:
+            return ""
+        return (
+            f" The reported runs of the student alone differ by {percent(statistics.stdev(values))} AP on these images "
+            "(standard deviation over seeds), so smaller differences are luck."
+        )
 
     def _where(self) -> str:
         """Machines, versions and commands of all runs."""
@@ -246,7 +285,7 @@ class Page:
             times = ", ".join(look["time"] for look in self.looks)
             lines.append(f"Students were measured on the test images, each once, at {times}.")
         typed = "\n".join(f"    {line}" for line in [*dict.fromkeys(own["command"] for own in noted), command()])
-        return f"{_list(lines)}\n\n{typed}"
+        return f"{_list(lines)}\n\nThe commands:\n\n{typed}"
 
     def _relative(self, folder: Path) -> str:
         return str(folder.relative_to(self.root))

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from evidence.arms import ALONE, INHERITS
+from evidence.arms import ALONE, INHERITS, TITLES, TWICE
 from evidence.choose import own_searches
 from evidence.differences import Difference, Row
 from evidence.measure import Measured
@@ -23,63 +23,92 @@ def percent(value: float | None) -> str:
     return "-" if value is None or value < 0 else f"{100 * value:.1f}"
 
 
-def signed(value: float) -> str:
+def signed(value: float, digits: int = 1) -> str:
     """A difference in percent."""
-    text = f"{100 * value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", MINUS)
+    text = f"{100 * value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", MINUS)
 
 
 def interval(found: Difference) -> str:
-    """Its interval in percent."""
-    return f"[{signed(found.low)}, {signed(found.high)}]"
+    """Its interval in percent, with as many digits as tell a bound from 0."""
+    digits = 1 if all(float(f"{100 * bound:.1f}") or not bound for bound in (found.low, found.high)) else 2
+    return f"[{signed(found.low, digits)}, {signed(found.high, digits)}]"
 
 
 def of_lead(lead: float, what: str) -> str:
     """Whether the teacher is far enough above the student alone."""
-    verdict = "" if lead >= TEACHER_LEAD else f", less than the {100 * TEACHER_LEAD:.0f} that are asked for"
-    return f"The teacher is {signed(lead)} {what} from the student alone{verdict}."
+    where = "above" if lead >= 0 else "below"
+    verdict = "" if lead >= TEACHER_LEAD else f", short of the {100 * TEACHER_LEAD:.0f} that are required"
+    return f"In {what} the teacher is {100 * abs(lead):.1f} {where} the student alone{verdict}."
 
 
 def of_teacher(teacher: Measured | None, rows: Sequence[Row], choices: dict[str, Any], metric: str) -> list[str]:
     """Whether the teacher is far enough above the student alone, and both were trained to their plateaus."""
     sentences = []
     alone = next((row.mean(metric) for row in rows if row.arm == ALONE), None)
+    twice = next((found for row in rows if row.arm == TWICE for found in row.differences.get(metric, [])), None)
     if teacher is not None and teacher.scores and alone is not None:
         sentences.append(of_lead(teacher.scores[metric]["AP"] - alone, METRIC_NAMES[metric]))
     for who, own in (("teacher", choices["teacher"]), ("student alone", choices["length"])):
         if not own["plateau"]:
             before, last = own["tried"][-2:]
             sentences.append(
-                f"The {who} had not reached its plateau: {last['epochs']} epochs in place of {before['epochs']} still "
+                f"The {who} had not reached its plateau: {last['epochs']} epochs instead of {before['epochs']} still "
                 f"gained {100 * (last['AP'] - before['AP']):.1f} AP on the validation images; no longer schedule was "
                 "tried."
             )
-    edges = [name for name, own in choices["arms"].items() if any(one["at_edge"] for one in own_searches(own))]
-    if edges:
+    if twice is not None and twice.shown and twice.mean > 0:
         sentences.append(
-            f"The best value lay at the edge of what was searched for: {', '.join(edges)}. A wider search might find a "
-            "better one."
+            f"The student alone was not at its plateau with these seeds: twice as long is worth {signed(twice.mean)} "
+            f"{METRIC_NAMES[metric]} {interval(twice)} on the test images."
+        )
+    if edges := of_edges(choices):
+        sentences.append(
+            f"The best value lay at the edge of its search: {', '.join(edges)}. A wider search might find a better "
+            "one, also where no difference is shown."
         )
     return sentences
 
 
+def of_edges(choices: dict[str, Any]) -> list[str]:
+    """The searches of each arm whose best value has none beyond it."""
+    found = []
+    for name, own in choices["arms"].items():
+        for search in own_searches(own):
+            if search["at_edge"]:
+                end = "largest" if search["value"] == max(one["value"] for one in search["tried"]) else "smallest"
+                found.append(f"{search['what']} of {name} ({end} tried)")
+    return found
+
+
 def of_arms(rows: Sequence[Row], metric: str) -> list[str]:
-    """One sentence for each comparison of two arms."""
-    return [_difference(row, found, metric) for row in rows for found in row.differences[metric]]
+    """One sentence for each arm: how it differs from those that it is compared with."""
+    return [
+        f"**{row.arm.title}**: {'; '.join(map(_difference, row.differences[metric]))}."
+        for row in rows
+        if row.differences[metric]
+    ]
 
 
-def _difference(row: Row, found: Difference, metric: str) -> str:
-    name, number = METRIC_NAMES[metric], len(found.seeds)
-    rest = f"{signed(found.mean)} {name} on average, 95 % interval {interval(found)}"
-    rest += f", single seeds {', '.join(map(signed, found.seeds.values()))}"
+def of_many(rows: Sequence[Row], metric: str) -> str:
+    """How the sentences of `of_arms` are to be read together."""
+    number = sum(len(row.differences[metric]) for row in rows)
+    return (
+        f"Differences are in {METRIC_NAMES[metric]} on the test images, with 95 % intervals. Each interval stands "
+        f"alone: of {number}, about one in twenty would exclude 0 by chance."
+    )
+
+
+def _difference(found: Difference) -> str:
+    name, number = f"**{found.other.title}**", len(found.seeds)
+    size = f"{signed(found.mean)} {interval(found)}"
     if found.shown:
-        verb = "is above" if found.mean > 0 else "is below"
         same = found.above if found.mean > 0 else number - found.above
-        return f"**{row.arm.title}** {verb} **{found.other.title}**: {rest}; so with {same} of {number} seeds."
+        return f"{'above' if found.mean > 0 else 'below'} {name}, {size}, with {same} of {number} seeds"
     if number == 1:
-        return f"One seed, which shows nothing yet, of {row.arm.title} against {found.other.title}: {rest}."
-    lost = " Runs that broke off are missing." if found.lost else ""
-    return f"No difference is shown between {row.arm.title} and {found.other.title}: {rest}.{lost}"
+        return f"one seed, which shows nothing yet, against {name}, {size}"
+    lost = ", runs that broke off are missing" if found.lost else ""
+    return f"no difference from {name} is shown, {size}{lost}"
 
 
 def of_methods(rows: Sequence[Row], metric: str) -> list[str]:
@@ -99,11 +128,18 @@ def of_methods(rows: Sequence[Row], metric: str) -> list[str]:
         return [f"{start} it is not shown to be above the student alone."]
     if not own.shown or own.mean < 0:
         return [
-            f"{start} it is {signed(total.mean)} above the student alone, but not shown to be above inheriting alone."
+            f"{start} it is {signed(total.mean)} above the student alone, but not shown to be above inheriting only."
         ]
+    bare = next((row for row in rows if row.arm.method == best.arm.method and not row.arm.inherit), None)
+    found = bare.differences[metric] if bare is not None else []
+    rest = "".join(
+        f" Without inheriting, {TITLES[best.arm.method]} gives {signed(one.mean)} {interval(one)}."
+        for one in found
+        if one.other == ALONE
+    )
     return [
-        f"{start} it is {signed(total.mean)} above the student alone, of which {signed(own.mean)} {interval(own)} come "
-        "from the method and the rest with inheriting."
+        f"{start} it is {signed(total.mean)} above the student alone and {signed(own.mean)} {interval(own)} above "
+        f"inheriting only.{rest}"
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from evidence import words
-from evidence.arms import ALONE, INHERITS, Arm
+from evidence.arms import ALONE, INHERITS, TWICE, Arm
 from evidence.differences import RESAMPLING, Difference, Row, compared_with, evaluator, fill
 from evidence.measure import Measured
 from evidence.pairs import Pair, sweeps_of
@@ -100,13 +100,39 @@ def test_a_large_difference_is_shown_and_none_is_not(truth):
     assert to_inherits.other == INHERITS
     distance = 1.0 - (alone.mean("bbox") or 0)
     assert mgd.gap["bbox"] == pytest.approx(((mgd.mean("bbox") or 0) - (alone.mean("bbox") or 0)) / distance)
-    text = "\n".join(words.of_arms(rows, "bbox"))
-    assert "**MGD, inherits** is above **alone**: +" in text
-    assert "so with 3 of 3 seeds" in text
-    assert "No difference is shown between inherits only and alone: 0.0 box AP" in text
-    (source,) = words.of_methods(rows, "bbox")
+    assert "of 3, about one in twenty would exclude 0 by chance" in words.of_many(rows, "bbox")
+    of_inherits, of_mgd = words.of_arms(rows, "bbox")
+    assert of_inherits == "**inherits only**: no difference from **alone** is shown, 0.0 [0.0, 0.0]."
     gain = words.signed(to_alone.mean)
-    assert f"it is {gain} above the student alone, of which {gain} [" in source
+    assert of_mgd.startswith(f"**MGD, inherits**: above **alone**, {gain} [+")
+    assert of_mgd.endswith("], with 3 of 3 seeds.")
+    (source,) = words.of_methods(rows, "bbox")
+    assert f"it is {gain} above the student alone and {gain} [" in source
+    assert source.endswith("] above inheriting only.")
+
+
+def test_what_a_method_does_without_inheriting_is_said_beside_it(truth):
+    bare = Arm("mgd", "mgd")
+    rows = rows_of(truth, {ALONE: 0.2, INHERITS: 0.3, bare: 0.5, MGD: 0.8}, seeds=2)
+    fill(rows, None, truth, ["bbox"])
+    (source,) = words.of_methods(rows, "bbox")
+    assert f"Without inheriting, MGD gives {words.signed(rows[2].differences['bbox'][0].mean)} [" in source
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [(0.0004, 0.026, "[+0.04, +2.60]"), (0.011, 0.026, "[+1.1, +2.6]"), (0.0, 0.0, "[0.0, 0.0]")],
+)
+def test_an_interval_tells_its_bounds_from_zero(low, high, text):
+    assert words.interval(Difference(ALONE, {0: low}, low, high, False)) == text
+
+
+def test_a_student_that_gains_from_twice_the_length_is_not_at_its_plateau(truth):
+    rows = rows_of(truth, {ALONE: 0.2, TWICE: 0.8}, seeds=3)
+    fill(rows, None, truth, ["bbox"])
+    choices = {"teacher": {"plateau": True}, "length": {"plateau": True}, "arms": {}}
+    (sentence,) = words.of_teacher(None, rows, choices, "bbox")
+    assert sentence.startswith("The student alone was not at its plateau with these seeds: twice as long is worth +")
 
 
 def test_only_seeds_of_both_arms_are_compared(truth):
@@ -158,7 +184,7 @@ def test_where_the_method_adds_nothing_is_said(truth):
     rows = rows_of(truth, {ALONE: 0.2, INHERITS: 0.8, MGD: 0.5}, seeds=3)
     fill(rows, None, truth, ["bbox"])
     (said,) = words.of_methods(rows, "bbox")
-    assert said.endswith("above the student alone, but not shown to be above inheriting alone.")
+    assert said.endswith("above the student alone, but not shown to be above inheriting only.")
     rows = rows_of(truth, {ALONE: 0.5, INHERITS: 0.8, MGD: 0.2}, seeds=3)
     fill(rows, None, truth, ["bbox"])
     assert words.of_methods(rows, "bbox")[0].endswith("it is not shown to be above the student alone.")
@@ -166,26 +192,32 @@ def test_where_the_method_adds_nothing_is_said(truth):
 
 def test_what_an_arm_is_compared_with():
     assert compared_with(ALONE) == []
-    assert compared_with(INHERITS) == [ALONE]
-    assert compared_with(Arm("mgd", "mgd")) == [ALONE]
-    assert compared_with(MGD) == [ALONE, INHERITS]
+    assert compared_with(TWICE) == [ALONE]
+    assert compared_with(INHERITS) == [ALONE, TWICE]
+    assert compared_with(Arm("mgd", "mgd")) == [ALONE, TWICE]
+    assert compared_with(MGD) == [ALONE, TWICE, INHERITS]
 
 
 def test_a_weak_teacher_and_searches_at_the_edge_are_said(truth):
     rows = rows_of(truth, {ALONE: 0.8}, seeds=1)
+
+    def search(what: str, best: float) -> dict:
+        tried = [{"value": value, "AP": 0.5} for value in (0.1, 1.0, 10.0)]
+        return {"what": what, "value": best, "at_edge": best != 1.0, "tried": tried}
+
     choices = {
         "teacher": {"plateau": False, "tried": [{"epochs": 32, "AP": 0.5}, {"epochs": 64, "AP": 0.512}]},
         "length": {"plateau": True},
         "arms": {
-            "alone": {"strength": 0.0, "searches": [{"at_edge": False}, {"at_edge": True}]},
-            "mgd": {"strength": 1e-5, "searches": [{"at_edge": False}, {"at_edge": True}, {"at_edge": False}]},
+            "alone": {"strength": 0.0, "searches": [search("rate", 0.1), search("decay", 10.0)]},
+            "mgd": {"strength": 1.0, "searches": [search("rate", 0.1), search("decay", 10.0), search("strength", 1.0)]},
         },
     }
     text = "\n".join(words.of_teacher(measured(truth, 0.8, 0), rows, choices, "bbox"))
-    assert "less than the 10 that are asked for" in text
-    assert "The teacher had not reached its plateau: 64 epochs in place of 32 still gained 1.2 AP on the" in text
+    assert "short of the 10 that are required" in text
+    assert "The teacher had not reached its plateau: 64 epochs instead of 32 still gained 1.2 AP on the" in text
     assert "The student alone" not in text
-    assert "at the edge of what was searched for: alone." in text
+    assert "at the edge of its search: rate of alone (smallest tried), decay of alone (largest tried). A wider" in text
 
 
 def test_sweeps_name_the_best_and_the_worst_value(truth):

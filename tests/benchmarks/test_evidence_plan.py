@@ -301,3 +301,16 @@ def test_photographs_are_resized_once_and_split_by_a_rule(tmp_path):
 def test_photographs_must_be_given(tmp_path):
     with pytest.raises(UserError, match="--bccd"):
         data.make(tmp_path, pairs.Bccd(), None)
+
+
+def test_a_longer_run_that_broke_off_shows_no_plateau(tmp_path, monkeypatch):
+    pair = pairs.PAIRS["retinanet"]
+    ends = {32: runs.Finished({"bbox": {"AP": 0.4}}), 64: runs.Finished({}, error="loss_cls is nan")}
+    monkeypatch.setattr(choose, "_results", lambda wanted: [ends[run.config.schedule.epochs] for run in wanted])
+
+    def run(epochs: int) -> runs.Planned:
+        return runs.Planned(tmp_path / str(epochs), student_config(pair, tmp_path, epochs=epochs, rate=0.002, seed=0))
+
+    tried, plateau = choose._lengthen(tmp_path, 32, 16, run)
+    assert [own["AP"] for own in tried] == [0.4, -1.0]
+    assert not plateau

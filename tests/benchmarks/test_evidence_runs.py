@@ -51,7 +51,7 @@ def test_from_the_first_choice_to_the_page(evidence, tmp_path, capsys):
     early = (tmp_path / "evidence-tiny-2030-01-partial.md").read_text()
     assert not page.exists()
     assert "5 of the reported runs are not finished" in early
-    assert "One seed, which shows nothing yet" in early
+    assert "one seed, which shows nothing yet" in early
 
     assert evidence("run", "--anyway") == 0
     found = {arm: list((evidence.root / "tiny" / arm).glob("seed-*")) for arm in choices["arms"]}
