@@ -123,8 +123,9 @@ def open_source(text: str, recipe: Config | None) -> Source:
     config = Config.from_dict(checkpoint.config) if checkpoint.config is not None else None
     if folder is not None and config is not None:
         config = read_config(folder) or config
+    notes: tuple[str, ...] = ()
     if known := config or recipe:
-        model, data, notes = known.student, known.data, ()
+        model, data = known.student, known.data
     else:
         recognised = recognise_checkpoint(checkpoint)
         model, data, notes = recognised.model, recognised.data(), recognised.lines
