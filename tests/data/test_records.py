@@ -32,7 +32,7 @@ def test_objects_of_any_order_are_sorted_by_image_and_keep_theirs_within_it(tmp_
     assert records.rows(2) == slice(2, 4)
     assert [records.image_of(row) for row in range(4)] == [0, 0, 2, 2]
     assert records.describe(3) == "object 2 of image 'c.jpg'"
-    assert (records.image_ids, records.category_ids) == ([1, 2, 3], (1, 2))
+    assert (records.image_ids, records.category_ids) == (["a.jpg", "b.jpg", "c.jpg"], (1, 2))
 
 
 def test_nothing_declared_or_listed(tmp_path):

@@ -164,3 +164,11 @@ def test_attributes_and_comments_change_nothing(tmp_path):
     file.write_text("<annotation a='b'><!-- <object/> --><name><![CDATA[<x>]]></name></annotation>")
     assert parse_xml(file).findtext("name") == "<x>"
     assert parse_xml(file).find("object") is None
+
+
+def test_every_image_has_an_id_of_its_own_also_where_two_files_speak_of_one(tmp_path):
+    xml = f"<annotation><filename>0.png</filename><object><name>cat</name>{BOX}</object></annotation>"
+    (tmp_path / "1.xml").write_text(xml)
+    records = one_file(tmp_path, xml)
+    assert records.files == ["0.png", "0.png"]
+    assert records.image_ids == ["0.png", "0.png (2)"]

@@ -68,6 +68,45 @@ def test_ids_win_over_names_of_files(records, write):
     assert read_results(write([entry(image_id=141), entry(image_id=140)]), records)[0]["image_id"] == 2**100
 
 
+def numbered(tmp_path, **ids):
+    """Images 1.jpg to 12.jpg in the order of the alphabet, and the numbers in their names."""
+    names = sorted(f"images/val/{number}.jpg" for number in range(1, 13))
+    builder = RecordsBuilder("data.yaml", tmp_path, ["cat"])
+    for name in names:
+        builder.add_image(name, 100, 120, ids.get("ids", {}).get(name))
+    return builder.build(), [int(name.rpartition("/")[2][:-4]) for name in names]
+
+
+@pytest.mark.parametrize("form", ["{}", "{}.jpg", "images/val/{}.jpg", 1])
+def test_where_the_format_has_no_ids_images_are_named_by_their_files(tmp_path, write, form):
+    records, numbers = numbered(tmp_path)
+    path = write([entry(image_id=form * n if form == 1 else form.format(n), category_id=1) for n in numbers])
+    results = read_results(path, records)
+    assert [result["image_id"] for result in results] == records.files
+    assert results_notes(path, results, records) == []
+
+
+def test_numbers_that_are_in_no_files_name_are_refused_where_the_format_has_no_ids(tmp_path, write):
+    builder = RecordsBuilder("data.yaml", tmp_path, ["cat"])
+    builder.add_image("images/a.jpg", 100, 120)
+    sentence = "the data set has no ids, so name images by their files, such as images/a.jpg"
+    with pytest.raises(UserError, match=sentence):
+        read_results(write([entry(image_id=1, category_id=1)]), builder.build())
+
+
+def test_ids_that_are_also_the_names_of_other_images_are_said(tmp_path, write):
+    names = sorted(f"images/val/{number}.jpg" for number in range(1, 13))
+    records, numbers = numbered(tmp_path, ids={name: i for i, name in enumerate(names, 1)})
+    path = write([entry(image_id=n, category_id=1) for n in numbers])
+    results = read_results(path, records)
+    assert [result["image_id"] for result in results] == numbers
+    (note,) = results_notes(path, results, records)
+    assert "are read as ids of 'data.yaml', but they are also names of its files: 2 is read as " in note
+    own = {name: n for name, n in zip(names, numbers)}
+    records, _ = numbered(tmp_path, ids=own)
+    assert results_notes(path, read_results(path, records), records) == []
+
+
 def test_a_box_that_is_missing_is_the_one_around_the_mask(records, write):
     mask = np.zeros((100, 120), np.uint8)
     mask[12:32, 10:40] = 1

@@ -78,7 +78,7 @@ class Records:
     folder: where `files` start from.
     classes: names by label.
     category_ids: ids in the file by label, as results in COCO format name them.
-    image_ids: I ids in the file, integers of any size or texts.
+    image_ids: I ids in the file, integers of any size or texts; the names of the files where the format has no ids.
     files: I names of image files, relative to `folder`.
     heights, widths: (I,) int64, pixels of the image as it is seen upright; 0 where the file does not say it.
     starts: (I + 1,) int64; the objects of image i are rows starts[i] .. starts[i + 1].
@@ -183,7 +183,7 @@ class RecordsBuilder:
         Args:
             file: name of the image file, relative to the folder.
             height, width: in pixels; None, 0 or less where they are not known.
-            image_id: the id in the file; by default the index + 1. The caller sees to it that no two are the same.
+            image_id: the id in the file; by default `file`. The caller sees to it that no two are the same.
 
         Raises:
             UserError: a size is not a number of pixels.
@@ -191,7 +191,7 @@ class RecordsBuilder:
         index = len(self.files)
         self.heights.append(self._edge(height, "height", index, file))
         self.widths.append(self._edge(width, "width", index, file))
-        self.image_ids.append(index + 1 if image_id is None else image_id)
+        self.image_ids.append(file if image_id is None else image_id)
         self.files.append(file)
         return index
 

@@ -7,6 +7,7 @@ All other tools write corners as they are, and so they are read.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -166,8 +167,12 @@ def _records(split: list[VocImage], source: str, folder: Path, classes: list[str
     builder = RecordsBuilder(source, folder, classes, masks=masks)
     label = {name: i for i, name in enumerate(classes)}
     builder.annotated = _is_file(split[0].xml)
+    times = Counter[str]()
     for image in split:
-        index = builder.add_image(image.image, image.height, image.width)
+        times[image.image] += 1
+        # Where several XML files speak of one image, only the first has its name as an id.
+        key = f"{image.image} ({times[image.image]})" if times[image.image] > 1 else None
+        index = builder.add_image(image.image, image.height, image.width, key)
         for i, thing in enumerate(image.objects):
             name = f"object {i + 1}"
             corners = four_numbers(list(thing.corners))

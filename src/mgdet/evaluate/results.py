@@ -30,7 +30,7 @@ def read_results(path: Path, records: Records, metrics: Sequence[str] = ("bbox",
     """Reads detections that some tool has written.
 
     Images are named by the ids of the data set, or, where that fits all of them, by their file names, with or without
-    the ending. A box that is not there is the one around the mask.
+    folders and the ending. A box that is not there is the one around the mask.
 
     Args:
         path: a JSON file in COCO's results format.
@@ -68,13 +68,22 @@ def read_results(path: Path, records: Records, metrics: Sequence[str] = ("bbox",
 
 
 def results_notes(path: Path, results: Sequence[Mapping[str, Any]], records: Records) -> list[str]:
-    """What is odd about detections that can be measured: images without any, and boxes that look like corners."""
+    """What is odd about detections that can be measured: images without any, ids that are also the names of other
+    images, and boxes that look like corners."""
     notes = []
-    empty = len(records) - len({result["image_id"] for result in results})
+    seen = {result["image_id"] for result in results}
+    empty = len(records) - len(seen)
     if empty:
-        seen = {result["image_id"] for result in results}
         first = next(image for image in records.image_ids if image not in seen)
         notes.append(f"{path} has no detections for {empty:,} of the {len(records):,} images (first: id {first})")
+    by_name = _by_name(records)
+    other = next((image for image in seen if by_name.get(image, image) != image), None)
+    if other is not None and seen <= by_name.keys():
+        name = records.files[list(records.image_ids).index(other)]
+        notes.append(
+            f"the image_ids of {path} are read as ids of '{records.source}', but they are also names of its files: "
+            f"{other} is read as {name}"
+        )
     if results and _outside(results, records) > 0.5:
         notes.append(
             f"most boxes of {path} extend beyond their images; they look like corners (x1, y1, x2, y2), but COCO's "
@@ -132,17 +141,24 @@ def _images(items: Sequence[dict[str, Any]], records: Records, path: Path) -> di
     """The data set's id for each that occurs."""
     keys = _keys(items, "image_id", path)
     by_id = _spellings(records.image_ids)
-    unknown = keys - by_id.keys()
-    if not unknown:
+    if keys <= by_id.keys():
         return by_id
     by_name = _by_name(records)
-    if keys <= by_name.keys():
+    unknown = min(keys - by_id.keys(), keys - by_name.keys(), key=len)
+    if not unknown:
         return by_name
-    example = next(iter(records.image_ids))
+    example = f"those of the data set look like {next(iter(records.image_ids))}"
+    if _has_no_ids(records):
+        example = f"the data set has no ids, so name images by their files, such as {records.files[0]}"
     raise UserError(
         f"{path} has detections for {len(unknown):,} images that '{records.source}' does not have, out of "
-        f"{len(keys):,} (ids {_some(unknown)}; those of the data set look like {example}); give results on its images"
+        f"{len(keys):,} (ids {_some(unknown)}; {example}); give results on its images"
     )
+
+
+def _has_no_ids(records: Records) -> bool:
+    """Is this a format without ids, YOLO's or Pascal VOC's? Then images have their files' names for it."""
+    return records.image_ids[0] == records.files[0]
 
 
 def _by_name(records: Records) -> dict[Id, Id]:
