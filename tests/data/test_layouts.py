@@ -214,3 +214,34 @@ def test_a_file_of_the_name_that_cannot_be_taken_says_why(tmp_path, monkeypatch)
         monkeypatch.setattr(room, "first_names", lambda path: [] if path == file else ["val_0.png"])
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert f"and '{file}' may not be read: " in refused(tmp_path)
+
+
+def test_capital_letters_name_a_splits_list_as_small_ones_do(tmp_path):
+    formats.voc(tmp_path / "voc")
+    lists = tmp_path / "voc/ImageSets/Main"
+    (lists / "val.txt").rename(lists / "Validation.txt")
+    (lists / "train.txt").rename(lists / "Train.TXT")
+    found, _ = places(tmp_path / "voc")
+    assert [place.annotations for place in found.values()] == [
+        "ImageSets/Main/Train.TXT",
+        "ImageSets/Main/Validation.txt",
+    ]
+    (lists / "TRAIN.txt").write_text("train_0")
+    assert "2 files for train: ImageSets/Main/TRAIN.txt and ImageSets/Main/Train.TXT;" in refused(tmp_path / "voc")
+    formats.yolo(tmp_path / "yolo", text="Train: images/train\nVAL: images/val\nnames: [cat, dog, owl]\n")
+    found, _ = places(tmp_path / "yolo")
+    assert found == {"train": ("data.yaml", "Train"), "val": ("data.yaml", "VAL")}
+
+
+def test_lists_that_name_no_split_are_said_and_an_option_decides(tmp_path):
+    formats.voc(tmp_path)
+    lists = tmp_path / "ImageSets/Main"
+    (lists / "train.txt").rename(lists / "fold_1.txt")
+    (lists / "val.txt").rename(lists / "fold_2.txt")
+    has = "has 3 folders and lists for train: Annotations and ImageSets/Main/fold_1.txt and ImageSets/Main/fold_2.txt"
+    assert has in refused(tmp_path, val_share=0.1)
+    names = {"train_annotations": "ImageSets/Main/fold_1.txt", "val_annotations": "ImageSets/Main/fold_2.txt"}
+    assert [place.images for place in places(tmp_path, **names)[0].values()] == ["JPEGImages"] * 2
+    (lists / "fold_2.txt").unlink()
+    (lists / "fold_1.txt").rename(lists / "default.txt")
+    assert places(tmp_path, val_share=0.1)[0]["train"] == ("Annotations", "JPEGImages")

@@ -297,3 +297,10 @@ def test_lines_are_as_they_were_written(tmp_path):
     thing = formats.Thing(2, (10, 5, 20, 10), [])
     records = one_image(tmp_path, yolo_line(thing, (50, 100), outline=False))
     np.testing.assert_allclose(records.boxes, [thing.box])
+
+
+def test_keys_in_capital_letters_are_splits_as_others_are(tmp_path):
+    formats.yolo(tmp_path)
+    write_yaml(tmp_path, "Train: images/train\nVal: ../images/train\nnames: [cat, dog, owl]\n")
+    assert "which both lead to" in refused(tmp_path, "Train")
+    assert refused(tmp_path, "test").endswith("it has Train, Val")

@@ -116,21 +116,21 @@ def _coco(root: Path) -> Iterator[Layout]:
 
 def _coco_files(root: Path) -> Iterator[Path]:
     """The COCO files of a data set. Those in annotations/ count by their names, others only if they list images."""
-    inside = _json_files(root / "annotations")
+    inside = _files_in(root / "annotations", ".json")
     named = [file for file in inside if file.name.startswith("instances_")]
     yield from named or [file for file in inside if not file.name.startswith(OTHER_TASKS)]
     folders = [entry for entry in folders_in(root) if split_word(entry.name)]
     for folder in (root, *folders):
-        for file in _json_files(folder):
+        for file in _files_in(folder, ".json"):
             if "_annotations.coco" in file.name or first_names(file):
                 yield file
 
 
-def _json_files(folder: Path) -> list[Path]:
+def _files_in(folder: Path, suffix: str) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(
-        file for file in folder.iterdir() if file.suffix.lower() == ".json" and file.name[0] != "." and file.is_file()
+        file for file in folder.iterdir() if file.suffix.lower() == suffix and file.name[0] != "." and file.is_file()
     )
 
 
@@ -218,7 +218,7 @@ def _yolo(root: Path, complaints: list[UserError]) -> Iterator[Layout]:
         if "names" not in content and "nc" not in content:
             continue
         for key, value in content.items():
-            split = next((split for split, words in SPLIT_WORDS.items() if key in words), None)
+            split = next((split for split, words in SPLIT_WORDS.items() if key.lower() in words), None)
             if split is not None and value:
                 splits.setdefault(split, []).append(Place(file.name, str(key)))
     if splits:
@@ -249,14 +249,17 @@ def _voc(root: Path) -> Iterator[Layout]:
 
 
 def _voc_lists(root: Path, home: Path, name: str) -> dict[str, tuple[Place, ...]]:
+    """The splits by their lists; without a list all is one split, and with none that names one it is unclear."""
     images = _inside(_voc_images(home, name), root)
+    lists = [file for file in _files_in(home / "ImageSets" / "Main", ".txt") if file.stem.lower() != "default"]
     splits: dict[str, tuple[Place, ...]] = {}
     for split, words in SPLIT_WORDS.items():
         for word in words:
-            file = home / "ImageSets" / "Main" / f"{word}.txt"
-            if file.is_file():
-                splits.setdefault(split, (Place(_inside(file, root), images),))
-    return splits or {"train": (Place(_inside(home / name, root), images),)}
+            own = tuple(Place(_inside(file, root), images) for file in lists if file.stem.lower() == word)
+            if own:
+                splits.setdefault(split, own)
+    places = (home / name, *lists)  # CVAT and Datumaro call the list of a set without splits default.txt
+    return splits or {"train": tuple(Place(_inside(path, root), images) for path in places)}
 
 
 def _voc_images(home: Path, xml: str) -> Path:

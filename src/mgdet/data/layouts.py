@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from mgdet.errors import UserError
 
 OWN_NAMES = {"train": "annotations/instances_train2017.json", "val": "annotations/instances_val2017.json"}
 """COCO's own files: where they are, other files beside them do not make the choice unclear."""
+SHOWN = 3
+"""Files in a message."""
 
 
 def find_places(data: DataConfig, *, required: tuple[str, ...] = ("train", "val")) -> tuple[dict[str, Place], str]:
@@ -127,9 +129,9 @@ def _place(root: Path, split: str, given: Place, layout: Layout | None, *, requi
     if len(chosen) != 1:
         if not required:
             return given
-        files = " and ".join(place.annotations for place in found)
         raise UserError(
-            f"'{root}' has {len(found)} files for {split}: {files}; --data.{split}-annotations decides which is meant"
+            f"'{root}' has {len(found):,} {_kinds(root, found)} for {split}: {_some(found)}; "
+            f"--data.{split}-annotations decides which is meant"
         )
     place = chosen[0]
     images = given.images or place.images
@@ -139,6 +141,16 @@ def _place(root: Path, split: str, given: Place, layout: Layout | None, *, requi
             f"their folder with --data.{split}-images"
         )
     return Place(place.annotations, images)
+
+
+def _some(places: Sequence[Place]) -> str:
+    names = [place.annotations for place in places[:SHOWN]]
+    return " and ".join(names) if len(places) <= SHOWN else f"{', '.join(names)}, ..."
+
+
+def _kinds(root: Path, places: Sequence[Place]) -> str:
+    """What the annotations of several places are together."""
+    return "files" if all((root / place.annotations).is_file() for place in places) else "folders and lists"
 
 
 def _missing(root: Path, split: str, layout: Layout | None) -> str:

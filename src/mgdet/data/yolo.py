@@ -31,6 +31,9 @@ MAX_CLASSES = 10_000
 OUTSIDE = 0.01
 """Shares may lie so far outside 0 .. 1: tools round."""
 
+_APART = ("train", "training", "trainval", "val", "valid", "validation", "dev")
+"""Keys of splits that are to have no image in common."""
+
 _Loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # every scalar is a text: no tag means anything, nothing runs
 
 
@@ -184,7 +187,7 @@ def split_images(file: Path, content: dict[str, Any], split: str) -> list[str]:
         UserError: the split, a folder or a list does not exist, holds no image, or is another split's.
     """
     if not content.get(split):
-        has = ", ".join(key for key in ("train", "val", "valid", "validation", "test") if content.get(key))
+        has = ", ".join(key for key in content if key.lower() in (*_APART, "test") and content[key])
         raise UserError(f"'{file}' has no {split}: with folders of images; it has {has or 'none'}")
     images: list[str] = []
     for source in _sources(file, content, split):
@@ -272,8 +275,8 @@ def _listed(file: Path, source: Path, content: dict[str, Any]) -> list[str]:
 def _check_apart(file: Path, content: dict[str, Any], split: str) -> None:
     """Refuses two splits that were apart where they were written, and that here lead to the same images."""
     mine = _texts(file, content, split)
-    for other in ("train", "val", "valid", "validation"):
-        if other == split or not content.get(other) or _texts(file, content, other) == mine:
+    for other in [key for key in content if key.lower() in _APART]:
+        if other == split or not content[other] or _texts(file, content, other) == mine:
             continue
         theirs = [follow(text, _bases(file, content)) for text in _texts(file, content, other)]
         if theirs == _sources(file, content, split):
