@@ -10,6 +10,7 @@ from mgdet.data.images import check_images
 from mgdet.data.records import Reason
 from mgdet.data.voc import parse_xml, read_voc
 from mgdet.errors import UserError
+from refusals import refusal
 
 LISTED = [("ImageSets/Main/train.txt", "JPEGImages"), ("ImageSets/Main/val.txt", "JPEGImages")]
 BESIDE = [("train", "train"), ("valid", "valid")]
@@ -66,6 +67,39 @@ def test_the_image_is_found_by_the_xml_files_name_first(tmp_path):
     (tmp_path / "a b.c.xml").rename(tmp_path / "1.xml")
     (tmp_path / "a b.c.png").rename(tmp_path / "Other.PNG")
     assert read(tmp_path, [(".", ".")])[0].files == ["Other.PNG"]
+
+
+def write_image(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.zeros((50, 100, 3), np.uint8))
+
+
+def write_xml(path, image=""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = f"<filename>{image}</filename>" if image else ""
+    path.write_text(f"<annotation>{name}<object><name>cat</name>{BOX}</object></annotation>")
+
+
+def test_of_images_that_share_a_stem_the_one_that_is_written_is_meant(tmp_path):
+    for name in ("p0.jpg", "p0.png", "q0.jpg"):
+        write_image(tmp_path / name)
+    for name in ("p0.jpg", "p0.png", "q0.jpg"):
+        write_xml(tmp_path / "p0.xml", name)
+        assert read(tmp_path, [(".", ".")])[0].files == [name]
+    for name in ("", "r0.jpg"):
+        write_xml(tmp_path / "p0.xml", name)
+        sentence = refusal(read, tmp_path, [(".", ".")])
+        assert sentence.endswith("p0.xml' may be of p0.jpg or p0.png; write in it which, as its <filename>")
+
+
+def test_capital_letters_tell_images_apart(tmp_path):
+    for stem in ("a", "A"):
+        write_image(tmp_path / f"{stem}.jpg")
+        write_xml(tmp_path / f"{stem}.xml")
+    assert read(tmp_path, [(".", ".")])[0].files == ["A.jpg", "a.jpg"]
+    (tmp_path / "A.jpg").unlink()
+    (tmp_path / "a.xml").unlink()
+    assert read(tmp_path, [(".", ".")])[0].files == ["a.jpg"]
 
 
 def test_difficult_objects_are_not_trained_on(tmp_path):

@@ -7,9 +7,9 @@ All other tools write corners as they are, and so they are read.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from xml.parsers import expat
 
@@ -77,11 +77,10 @@ def _read_split(annotations: Path, images: Path, unlabelled: bool) -> list[VocIm
     files = _xml_files(annotations, unlabelled)
     if not images.is_dir():
         raise UserError(f"there is no folder '{images}' with the images of '{annotations}'")
-    listed = {name.lower(): name for name in list_images(images)}
-    by_stem = {str(Path(name).with_suffix("")).lower(): name for name in listed.values()}
+    listed = _Listed(list_images(images))
     if not _is_file(files[0]):  # then none of them is there
-        return [VocImage(file, by_stem.get(file.stem.lower(), f"{file.stem}.jpg"), 0, 0, [], 0) for file in files]
-    return [_read_image(file, listed, by_stem) for file in files]
+        return [VocImage(file, listed.find(file.stem, "", file) or f"{file.stem}.jpg", 0, 0, [], 0) for file in files]
+    return [_read_image(file, listed) for file in files]
 
 
 def _xml_files(annotations: Path, unlabelled: bool) -> list[Path]:
@@ -127,12 +126,53 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _read_image(file: Path, listed: dict[str, str], by_stem: dict[str, str]) -> VocImage:
+class _Listed:
+    """The images of a split, by their names and stems, as written and in small letters."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = set(names)
+        self._stems, self._loose = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+        for name in names:
+            stem = str(PurePosixPath(name).with_suffix(""))
+            self._stems[stem].append(name)
+            for key in (name.lower(), stem.lower()):
+                self._loose[key].append(name)
+
+    def find(self, stem: str, name: str, xml: Path) -> str | None:
+        """The image that an XML file speaks of; None if it is not there.
+
+        The file's own name goes before the one that is written in it, which may be of another time; where several
+        images share it, a photo and its mask say, the one that is written is meant. Capital letters for small ones
+        count last.
+
+        Args:
+            stem: the file's name without its ending.
+            name: the image's name as the file has it; may be empty.
+            xml: the file, for errors.
+
+        Raises:
+            UserError: several images fit.
+        """
+        own = self._stems.get(stem, [])
+        if name in own or (len(own) != 1 and name in self._names):
+            return name
+        own = own or self._loose.get(stem.lower(), [])
+        written = _stem(name)
+        others = (self._loose.get(name.lower()), self._stems.get(written), self._loose.get(written.lower()))
+        for found in (own, *others):
+            if found and len(found) == 1:
+                return found[0]
+        if own:
+            raise UserError(f"'{xml}' may be of {' or '.join(own[:3])}; write in it which, as its <filename>")
+        return None
+
+
+def _read_image(file: Path, listed: _Listed) -> VocImage:
     root = parse_xml(file)
     if root.tag != "annotation":
         raise UserError(f"'{file}' is not a Pascal VOC annotation: it begins with <{root.tag:.40}>, not <annotation>")
     name = _text(root, "filename").replace("\\", "/").rsplit("/", 1)[-1]
-    image = by_stem.get(file.stem.lower()) or listed.get(name.lower()) or by_stem.get(_stem(name).lower())
+    image = listed.find(file.stem, name, file)
     # Where there is no such image the name stays, and opening the data set says which images are missing.
     size = root.find("size")
     return VocImage(
