@@ -12,6 +12,7 @@ from PIL import Image
 
 from mgdet.data.coco import read_coco
 from mgdet.data.dataset import DetectionDataset, check_same_classes
+from mgdet.data.image_files import list_images
 from mgdet.data.images import find_missing, header_size
 from mgdet.data.transforms import View, read_image
 from mgdet.errors import UserError
@@ -79,6 +80,38 @@ def test_links_to_images_are_images(folder):
     (folder / "1.jpg").rename(folder / "moved.png")
     (folder / "1.jpg").symlink_to("moved.png")
     assert len(open_with(lambda data: None, folder)) == 3
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """A folder with pictures in folders, and links: to one elsewhere, to one that is here, and in circles."""
+    root, elsewhere = tmp_path / "set/images", tmp_path / "disk"
+    for name in (root / "a.jpg", root / "z/b.jpg", root / ".cache/b.jpg", elsewhere / "c.jpg", elsewhere / "in/d.jpg"):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(name), np.zeros((40, 40, 3), np.uint8))
+    (root / "far").symlink_to(elsewhere)
+    (root / "again").symlink_to(root / "z")
+    (root / "z/up").symlink_to("../..")
+    (elsewhere / "in/round").symlink_to("..")
+    (elsewhere / "back").symlink_to(root)
+    return root
+
+
+def test_links_to_folders_are_followed_and_no_folder_comes_twice(linked):
+    assert list_images(linked) == ["a.jpg", "far/c.jpg", "far/in/d.jpg", "z/b.jpg"]
+
+
+def test_a_folder_in_it_that_may_not_be_read_is_said_so(linked, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("far"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"the folder '.*images/far' cannot be read: Permission denied$"):
+        list_images(linked)
 
 
 def test_a_folder_that_may_not_be_read_is_said_so(folder, monkeypatch):

@@ -127,15 +127,17 @@ def test_in_folders_what_is_no_file_is_counted_and_never_opened(tmp_path, monkey
     os.mkfifo(folder / "pipe.jpg")
     (folder / "gone.png").symlink_to("nothing")
     (folder / "loop").symlink_to(folder)
+    write(tmp_path / "disk/b.jpg")
+    (folder / "link").symlink_to(tmp_path / "disk")
     pictures, skipped = find_pictures([str(folder)])
-    assert [picture.file for picture in pictures] == [folder / "a.jpg"]
+    assert [picture.file for picture in pictures] == [folder / "a.jpg", folder / "link/b.jpg"]
     assert listed(skipped) == "2 unreadable (broken link or pipe)"
 
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(UserError, match=r"the folder .*photos cannot be read: Permission denied$"):
+    with pytest.raises(UserError, match=r"the folder '.*photos' cannot be read: Permission denied$"):
         find_pictures([str(folder)])
 
 

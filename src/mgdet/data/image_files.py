@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mgdet.data.images import header_size
 from mgdet.data.pictures import is_picture
 from mgdet.data.transforms import read_image
+from mgdet.errors import UserError
 
 _FEW = 100
 """So few files are read before threads have started."""
@@ -17,11 +18,44 @@ _READERS = 8
 """Files that are opened at once: a network disk answers late, but many at a time."""
 
 
+def walk(folder: Path, *, hidden: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """A folder and the folders in it, with the names of their files in order.
+
+    Links to folders are followed. Each folder comes once, under its own name where it has one in here; a link to a
+    folder that holds this one leads nowhere.
+
+    Args:
+        folder: where to start.
+        hidden: also go into folders whose name begins with a dot.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    start = os.path.realpath(folder)
+    seen, links = {*map(str, Path(start).parents)}, [str(folder)]
+    for link in links:  # which grows
+        if os.path.realpath(link) in seen:
+            continue
+        for parent, folders, files in os.walk(link, onerror=_refuse):
+            seen.add(os.path.realpath(parent))
+            inside = {name: os.path.join(parent, name) for name in sorted(folders) if hidden or name[0] != "."}
+            links += [path for path in inside.values() if os.path.islink(path)]
+            folders[:] = [name for name, path in inside.items() if os.path.realpath(path) not in seen]
+            yield parent, sorted(files)
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"the folder '{error.filename}' cannot be read: {error.strerror}")
+
+
 def list_images(folder: Path) -> list[str]:
-    """Names of all images in a folder and the folders in it, relative to it, in order."""
+    """Names of all images in a folder and the folders in it, relative to it, in order.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
     names = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for parent, files in walk(folder):
         inside = os.path.relpath(parent, folder)
         pictures = [name for name in files if is_picture(name) and os.path.isfile(os.path.join(parent, name))]
         names += [os.path.normpath(os.path.join(inside, name)) for name in pictures]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mgdet.data.image_files import walk
 from mgdet.data.pictures import APPLE_DOUBLE, SUFFIXES, is_foreign, is_picture
 from mgdet.errors import UserError
 
@@ -59,9 +59,8 @@ def listed(skipped: Counter[str]) -> str:
 def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
     """The pictures in a folder and the folders in it, relative to it, and the kinds of all other files."""
     inside, others = [], Counter[str]()
-    for parent, folders, files in os.walk(folder, onerror=_refuse):
-        folders.sort()
-        for file in sorted(files):
+    for parent, files in walk(folder, hidden=True):
+        for file in files:
             path = Path(parent, file)
             if file.startswith(APPLE_DOUBLE):
                 others["._ (AppleDouble)"] += 1
@@ -74,10 +73,6 @@ def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
             else:
                 inside.append(path.relative_to(folder))
     return inside, others
-
-
-def _refuse(error: OSError) -> None:
-    raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}")
 
 
 class _Names:
