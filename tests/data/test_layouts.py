@@ -245,3 +245,20 @@ def test_lists_that_name_no_split_are_said_and_an_option_decides(tmp_path):
     (lists / "fold_2.txt").unlink()
     (lists / "fold_1.txt").rename(lists / "default.txt")
     assert places(tmp_path, val_share=0.1)[0]["train"] == ("Annotations", "JPEGImages")
+
+
+def test_annotations_that_all_lie_in_folders_are_found(tmp_path):
+    formats.voc(tmp_path)
+    for folder, ending in (("Annotations", "xml"), ("JPEGImages", "png")):
+        (tmp_path / folder / "day").mkdir()
+        for file in (tmp_path / folder).glob(f"*.{ending}"):
+            file.rename(tmp_path / folder / "day" / file.name)
+    assert places(tmp_path)[1] == "Pascal VOC"
+
+
+def test_an_xml_file_of_another_kind_makes_no_data_set(tmp_path):
+    formats.yolo(tmp_path)
+    (tmp_path / "project.xml").write_text("<?xml version='1.0'?>\n<project/>")
+    assert places(tmp_path)[1] == "YOLO"
+    (tmp_path / "a.xml").write_text("<annotation></annotation>")
+    assert "as YOLO and as Pascal VOC" in refused(tmp_path)

@@ -200,9 +200,50 @@ def test_attributes_and_comments_change_nothing(tmp_path):
     assert parse_xml(file).find("object") is None
 
 
-def test_every_image_has_an_id_of_its_own_also_where_two_files_speak_of_one(tmp_path):
-    xml = f"<annotation><filename>0.png</filename><object><name>cat</name>{BOX}</object></annotation>"
-    (tmp_path / "1.xml").write_text(xml)
-    records = one_file(tmp_path, xml)
-    assert records.files == ["0.png", "0.png"]
-    assert records.image_ids == ["0.png", "0.png (2)"]
+def test_two_files_of_one_image_are_refused(tmp_path):
+    write_image(tmp_path / "0.png")
+    for name in ("0.xml", "1.xml"):
+        write_xml(tmp_path / name, "0.png")
+    assert "0.xml' and '" in refusal(read, tmp_path, [(".", ".")])
+    assert "1.xml' both speak of the image '0.png'; leave" in refusal(read, tmp_path, [(".", ".")])
+
+
+@pytest.fixture
+def datumaro(tmp_path):
+    """As Datumaro writes it: folders, the same in all places."""
+    for name in ("s1/a0", "s2/a0", "a0", "s1/deep/a1"):
+        write_image(tmp_path / f"JPEGImages/{name}.jpg")
+        write_xml(tmp_path / f"Annotations/{name}.xml", f"{name}.jpg")
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("s1/a0\ns2\\a0.jpg 1\ns1/deep/a1\n")
+    (tmp_path / "ImageSets/Main/val.txt").write_text("a0\n")
+    return tmp_path
+
+
+def test_folders_in_folders(datumaro):
+    train, val = read(datumaro)
+    assert train.files == ["s1/a0.jpg", "s2/a0.jpg", "s1/deep/a1.jpg"]
+    assert val.files == ["a0.jpg"]
+    (records,) = read(datumaro, [("Annotations", "JPEGImages")])
+    assert records.files == ["a0.jpg", "s1/a0.jpg", "s1/deep/a1.jpg", "s2/a0.jpg"]
+    for file in datumaro.rglob("*.xml"):
+        write_xml(file, "a0.jpg")  # of another folder, for most of them
+    assert read(datumaro, [("Annotations", "JPEGImages")])[0].files == records.files
+    (datumaro / "ImageSets/Main/val.txt").write_text("s3/a9\n")
+    assert refusal(read, datumaro).endswith("Annotations': s3/a9.xml")
+
+
+def test_folders_in_a_list_without_annotations(datumaro):
+    for file in (datumaro / "Annotations").glob("*/**/*.xml"):
+        file.unlink()
+    records, _ = read_voc(datumaro, LISTED, masks=[False, False], unlabelled=True)
+    assert records.files == ["s1/a0.jpg", "s2/a0.jpg", "s1/deep/a1.jpg"]
+    assert not records.annotated
+
+
+def test_xml_files_of_another_kind_in_folders_are_none_of_ours(datumaro):
+    (datumaro / "Annotations/s1/notes.xml").write_text("<?xml version='1.0'?><!-- <annotation> --><notes/>")
+    (datumaro / "Annotations/s1/.a.xml").write_text("<annotation/>")
+    assert len(read(datumaro, [("Annotations", "JPEGImages")])[0]) == 4
+    (datumaro / "Annotations/s1/empty.xml").write_text("")
+    assert "empty.xml' is not XML" in refusal(read, datumaro, [("Annotations", "JPEGImages")])

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from mgdet.data.voc import may_be_voc, xml_files
 from mgdet.data.yolo import YAML_SUFFIXES, read_yaml
 from mgdet.errors import UserError
 
@@ -231,14 +232,14 @@ def _yolo(root: Path, complaints: list[UserError]) -> Iterator[Layout]:
 def _voc(root: Path) -> Iterator[Layout]:
     for home in sorted([root, *root.glob("VOC20*"), *root.glob("VOCdevkit/VOC20*")]):
         for name in ("Annotations", "annotations"):
-            if _has_xml(home / name):
+            if _has_xml(home / name, inside=True):
                 title = "Pascal VOC" if home == root else f"Pascal VOC in {home.name}"
                 yield Layout(title, _voc_lists(root, home, name))
     beside: dict[str, list[Place]] = {}
     for folder in folders_in(root):
         split = split_word(folder.name)
         for name in (".", "Annotations", "annotations"):
-            if split and _has_xml(folder / name):
+            if split and _has_xml(folder / name, inside=name != "."):
                 place = Place(_inside(folder / name, root), _inside(_voc_images(folder, name), root))
                 beside.setdefault(split[0], []).append(place)
     if beside:
@@ -267,5 +268,8 @@ def _voc_images(home: Path, xml: str) -> Path:
     return next((home / name for name in ("JPEGImages", *IMAGE_FOLDERS) if (home / name).is_dir()), home / xml)
 
 
-def _has_xml(folder: Path) -> bool:
-    return folder.is_dir() and any(entry.name.lower().endswith(".xml") for entry in os.scandir(folder))
+def _has_xml(folder: Path, *, inside: bool = False) -> bool:
+    """Does an XML file of an image lie in a folder, or `inside` one of its folders?"""
+    if not folder.is_dir():
+        return False
+    return any(may_be_voc(file) for file in (xml_files(folder) if inside else _files_in(folder, ".xml")))

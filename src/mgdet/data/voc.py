@@ -6,14 +6,15 @@ All other tools write corners as they are, and so they are read.
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from xml.parsers import expat
 
-from mgdet.data.image_files import list_images
+from mgdet.data.image_files import list_images, walk
 from mgdet.data.pictures import is_picture
 from mgdet.data.records import Reason, Records, RecordsBuilder
 from mgdet.data.values import four_numbers, number
@@ -23,6 +24,8 @@ from mgdet.errors import UserError
 MAX_XML_BYTES = 1 << 24
 MAX_LIST_BYTES = 1 << 28
 MAX_DEPTH = 50
+_HEAD = 1 << 12
+_COMMENT, _FIRST_TAG = re.compile(rb"<!--.*?-->", re.DOTALL), re.compile(rb"<([A-Za-z_][^\s/>]*)")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -74,22 +77,30 @@ def read_voc(
 
 
 def _read_split(annotations: Path, images: Path, unlabelled: bool) -> list[VocImage]:
-    files = _xml_files(annotations, unlabelled)
+    home, files = _xml_files(annotations, unlabelled)
     if not images.is_dir():
         raise UserError(f"there is no folder '{images}' with the images of '{annotations}'")
     listed = _Listed(list_images(images))
+    stems = [file.relative_to(home).as_posix()[: -len(file.suffix)] for file in files]
     if not _is_file(files[0]):  # then none of them is there
-        return [VocImage(file, listed.find(file.stem, "", file) or f"{file.stem}.jpg", 0, 0, [], 0) for file in files]
-    return [_read_image(file, listed) for file in files]
+        split = [VocImage(file, _unlabelled(file, stem, listed), 0, 0, [], 0) for file, stem in zip(files, stems)]
+    else:
+        split = [_read_image(file, stem, listed) for file, stem in zip(files, stems)]
+    seen: dict[str, Path] = {}
+    for one in split:
+        if (other := seen.setdefault(one.image, one.xml)) != one.xml:
+            raise UserError(f"'{other}' and '{one.xml}' both speak of the image '{one.image}'; leave one of them out")
+    return split
 
 
-def _xml_files(annotations: Path, unlabelled: bool) -> list[Path]:
-    """The XML files of a split: all in a folder, or those that a list names; if `unlabelled`, none need be there."""
+def _xml_files(annotations: Path, unlabelled: bool) -> tuple[Path, list[Path]]:
+    """The folder of a split's XML files and the files: all that lie in a folder and the folders in it, or those that a
+    list names; if `unlabelled`, none need be there."""
     if annotations.is_dir():
-        files = sorted(file for file in annotations.iterdir() if file.suffix.lower() == ".xml" and file.name[0] != ".")
+        files = sorted(xml_files(annotations))
         if not files:
             raise UserError(f"the folder '{annotations}' holds no .xml file")
-        return files
+        return annotations, files
     if not annotations.is_file():
         raise UserError(f"there is no list or folder '{annotations}' of Pascal VOC's XML files")
     homes = [home / name for home in annotations.parents[:3] for name in ("Annotations", "annotations")]
@@ -100,29 +111,68 @@ def _xml_files(annotations: Path, unlabelled: bool) -> list[Path]:
     files = [_xml_of(home, line.strip()) for line in lines if line.strip()]
     missing = [file for file in files if not _is_file(file)]
     if missing and not (unlabelled and len(missing) == len(files)):
-        names = ", ".join(f"{file.name:.80}" for file in missing[:3])
+        names = ", ".join(f"{file.relative_to(home).as_posix():.80}" for file in missing[:3])
         images = "1 image" if len(missing) == 1 else f"{len(missing):,} images"
         raise UserError(f"'{annotations}' lists {images} without an XML file in '{home}': {names}")
     if not files:
         raise UserError(f"the list '{annotations}' names no image")
-    return list(dict.fromkeys(files))
+    return home, list(dict.fromkeys(files))
+
+
+def xml_files(folder: Path) -> Iterator[Path]:
+    """The XML files in a folder, and in the folders in it those that are not surely of another kind."""
+    for parent, names in walk(folder):
+        for name in names:
+            file = Path(parent, name)
+            if name[0] != "." and file.suffix.lower() == ".xml" and (parent == str(folder) or may_be_voc(file)):
+                yield file
+
+
+def may_be_voc(file: Path) -> bool:
+    """Does an XML file begin as an annotation does? Only its first bytes are looked at."""
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(_HEAD).replace(b"\0", b"")  # UTF-16
+    except OSError:
+        return False
+    first = _FIRST_TAG.search(_COMMENT.sub(b"", head))
+    return first is None or first[1] == b"annotation"
 
 
 def _xml_of(home: Path, line: str) -> Path:
-    """The XML file of a line in a list: a name, perhaps with an ending or with a mark after it."""
-    whole = home / f"{_stem(line)}.xml"
-    return whole if _is_file(whole) else home / f"{_stem(line.split(maxsplit=1)[0])}.xml"
+    """The XML file of a line in a list: a name, perhaps with folders, an ending or a mark after it."""
+    whole, first = (_tails(_stem(text)) for text in (line, line.split(maxsplit=1)[0]))
+    for tails in (whole, first):
+        # A folder that is there is meant, and is not one of the machine that the list is from.
+        here = len(tails) > 1 and _is_folder(home / tails[0].split("/", 1)[0])
+        for tail in tails[:1] if here else tails:
+            if _is_file(home / f"{tail}.xml"):
+                return home / f"{tail}.xml"
+    return home / f"{first[0]}.xml"
+
+
+def _tails(name: str) -> list[str]:
+    """A name with all of its folders, with fewer of them, and with none."""
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")] or [""]
+    return ["/".join(parts[i:]) for i in range(len(parts))]
 
 
 def _stem(name: str) -> str:
-    name = name.replace("\\", "/").rsplit("/", 1)[-1]
-    return name.rsplit(".", 1)[0] if is_picture(name) or name.lower().endswith(".xml") else name
+    name = name.replace("\\", "/")
+    return name.rsplit(".", 1)[0] if is_picture(name.rsplit("/", 1)[-1]) or name.lower().endswith(".xml") else name
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
         return False
 
 
@@ -138,7 +188,7 @@ class _Listed:
             for key in (name.lower(), stem.lower()):
                 self._loose[key].append(name)
 
-    def find(self, stem: str, name: str, xml: Path) -> str | None:
+    def find(self, stem: str, written: str, xml: Path) -> str | None:
         """The image that an XML file speaks of; None if it is not there.
 
         The file's own name goes before the one that is written in it, which may be of another time; where several
@@ -146,19 +196,22 @@ class _Listed:
         count last.
 
         Args:
-            stem: the file's name without its ending.
-            name: the image's name as the file has it; may be empty.
+            stem: the file's name without its ending, with the folders in the split's folder that it lies in.
+            written: the image's name as the file has it; may be empty.
             xml: the file, for errors.
 
         Raises:
             UserError: several images fit.
         """
         own = self._stems.get(stem, [])
-        if name in own or (len(own) != 1 and name in self._names):
-            return name
+        names = _names(stem, written)
+        for name in names:
+            if name in own or (len(own) != 1 and name in self._names):
+                return name
         own = own or self._loose.get(stem.lower(), [])
-        written = _stem(name)
-        others = (self._loose.get(name.lower()), self._stems.get(written), self._loose.get(written.lower()))
+        others = [self._loose.get(name.lower()) for name in names]
+        others += [self._stems.get(_stem(name)) for name in names]
+        others += [self._loose.get(_stem(name).lower()) for name in names]
         for found in (own, *others):
             if found and len(found) == 1:
                 return found[0]
@@ -167,17 +220,29 @@ class _Listed:
         return None
 
 
-def _read_image(file: Path, listed: _Listed) -> VocImage:
+def _names(stem: str, written: str) -> list[str]:
+    """Where the image that is written in an XML file may lie: in the folder that the file lies in, or elsewhere."""
+    written = written.replace("\\", "/")
+    base = written.rsplit("/", 1)[-1]
+    return list(dict.fromkeys([str(PurePosixPath(stem).parent / base), written, base])) if base else []
+
+
+def _unlabelled(file: Path, stem: str, listed: _Listed) -> str:
+    """The image of a list's line without an XML file."""
+    return next((image for tail in _tails(stem) if (image := listed.find(tail, "", file))), f"{stem}.jpg")
+
+
+def _read_image(file: Path, stem: str, listed: _Listed) -> VocImage:
     root = parse_xml(file)
     if root.tag != "annotation":
         raise UserError(f"'{file}' is not a Pascal VOC annotation: it begins with <{root.tag:.40}>, not <annotation>")
-    name = _text(root, "filename").replace("\\", "/").rsplit("/", 1)[-1]
-    image = listed.find(file.stem, name, file)
+    written = _text(root, "filename")
+    image = listed.find(stem, written, file) or next(iter(_names(stem, written)), f"{stem}.jpg")
     # Where there is no such image the name stays, and opening the data set says which images are missing.
     size = root.find("size")
     return VocImage(
         file,
-        image or name or f"{file.stem}.jpg",
+        image,
         0 if size is None else _pixels(size, "height"),
         0 if size is None else _pixels(size, "width"),
         list(_objects(root, file)),
@@ -207,12 +272,8 @@ def _records(split: list[VocImage], source: str, folder: Path, classes: list[str
     builder = RecordsBuilder(source, folder, classes, masks=masks)
     label = {name: i for i, name in enumerate(classes)}
     builder.annotated = _is_file(split[0].xml)
-    times = Counter[str]()
     for image in split:
-        times[image.image] += 1
-        # Where several XML files speak of one image, only the first has its name as an id.
-        key = f"{image.image} ({times[image.image]})" if times[image.image] > 1 else None
-        index = builder.add_image(image.image, image.height, image.width, key)
+        index = builder.add_image(image.image, image.height, image.width)
         for i, thing in enumerate(image.objects):
             name = f"object {i + 1}"
             corners = four_numbers(list(thing.corners))
