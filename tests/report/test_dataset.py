@@ -165,3 +165,31 @@ def test_a_test_split_is_shown_and_hinders_nothing(folder, ask):
     code, said = ask("data")
     assert code == 0
     assert "cannot be trained on" not in said
+
+
+def test_every_image_is_looked_at(folder, ask):
+    formats.beside(folder / "data")
+    image = np.full((64, 96, 3), 90, np.uint8)
+    for split in ("train", "val"):
+        path = folder / f"data/{split}.json"
+        content = json.loads(path.read_text())
+        for i in range(100, 112):
+            cv2.imwrite(f"data/{split}/{i}.jpg", image)
+            content["images"].append({"id": i, "file_name": f"{i}.jpg", "height": 64, "width": 96})
+        path.write_text(json.dumps(content))
+    assert ask("data")[0] == 0
+    (folder / "data/val/110.jpg").write_bytes(b"")
+    code, said = ask("data")
+    assert code == 2
+    assert "image 'data/val/110.jpg' cannot be decoded" in said
+    whole = (folder / "data/train/109.jpg").read_bytes()
+    (folder / "data/train/109.jpg").write_bytes(whole[: len(whole) // 2])
+    cv2.imwrite("data/train/110.jpg", image.transpose(1, 0, 2))
+    for name in ("111.jpg", "train_0.png"):
+        (folder / "data/train" / name).write_bytes(b"no image")
+    code, said = ask("data")
+    assert code == 2
+    assert "4 of the 18 images of 'data/train.json' cannot be used: image 'data/train/train_0.png' cannot be" in said
+    assert "'data/train/109.jpg' is truncated" in said
+    assert "image 'data/train/110.jpg' is 64 x 96 pixels, but 'data/train.json' says 96 x 64; ..." in said
+    assert said.count("train_0.png") == 1

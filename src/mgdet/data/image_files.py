@@ -1,17 +1,20 @@
-"""Image files of data sets whose annotations do not list them: which there are, and how large each is."""
+"""All image files of a data set: which there are, how large each is, and what is wrong with them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
-from mgdet.data.images import header_size
+from mgdet.data.images import check_size, header_size
 from mgdet.data.pictures import is_picture
-from mgdet.data.transforms import read_image
+from mgdet.data.records import Records
+from mgdet.data.transforms import check_readable, read_image
 from mgdet.errors import UserError
 
+_In, _Out = TypeVar("_In"), TypeVar("_Out")
 _FEW = 100
 """So few files are read before threads have started."""
 _READERS = 8
@@ -68,10 +71,33 @@ def upright_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
     Raises:
         UserError: an image is missing or unreadable.
     """
-    if len(paths) < _FEW:
-        return [_upright_size(path) for path in paths]
+    return _each(_upright_size, paths)
+
+
+def damaged(records: Records) -> list[str]:
+    """What is wrong with image files of a data set that are all there: a sentence for each that cannot be read, is
+    truncated, or is not of the size that the records give; of most only the first and last bytes are read."""
+
+    def look(index: int) -> str:
+        path = records.folder / records.files[index]
+        try:
+            check_readable(path)
+            size = _upright_size(path)
+            if records.heights[index] and records.widths[index]:
+                check_size(records, index, size)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    return list(filter(None, _each(look, range(len(records)))))
+
+
+def _each(function: Callable[[_In], _Out], values: Sequence[_In]) -> list[_Out]:
+    """What a function that waits for files gives for each value."""
+    if len(values) < _FEW:
+        return [function(value) for value in values]
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(_upright_size, paths))
+        return list(pool.map(function, values))
 
 
 def _upright_size(path: Path) -> tuple[int, int]:

@@ -18,6 +18,8 @@ from rich.table import Table
 from mgdet.config import DataConfig
 from mgdet.data.dataset import DetectionDataset, check_same_classes
 from mgdet.data.folders import Place
+from mgdet.data.image_files import damaged
+from mgdet.data.images import find_missing
 from mgdet.data.layouts import find_places, with_places
 from mgdet.data.open import format_of, open_splits, read_places
 from mgdet.data.pictures import LOOKED_AT, depth_notes
@@ -37,6 +39,8 @@ COLUMNS, ROWS, CELL_EDGE = 4, 4, 480
 BANDS = ("small", "medium", "large")
 BAND_EDGES = (32**2, 96**2)
 """COCO's size bands: a medium object has at least the first area in square pixels, a large one the second."""
+SHOWN = 3
+"""Images in a message."""
 MASK_REASONS = (Reason.NO_MASK, Reason.NOT_A_MASK)
 
 
@@ -120,20 +124,31 @@ def _check(splits: Mapping[str, Records], masks: bool, problems: list[str]) -> l
         if split not in splits:
             continue
         records = splits[split] if masks else _without_masks(splits[split])
+        broken: list[str] = []
         try:
+            if not find_missing(records.folder, records.files) and (broken := damaged(records)):
+                problems.append(_about_broken(records, broken))
             if split == "val":
                 check_truth(records, metrics)
             dataset = DetectionDataset(records, training=split == "train", masks=masks and split == "train")
             first = range(min(LOOKED_AT, len(dataset)))
             notes += [*dataset.notes, *depth_notes([dataset.file(i) for i in first])]
         except UserError as error:
-            problems.append(str(error))
+            if str(error) not in broken:
+                problems.append(str(error))
     if "train" in splits and "val" in splits:
         try:
             check_same_classes(splits["train"], splits["val"])
         except UserError as error:
             problems.append(str(error))
     return notes
+
+
+def _about_broken(records: Records, broken: list[str]) -> str:
+    if len(broken) == 1:
+        return broken[0]
+    some = "; ".join(broken[:SHOWN]) + ("; ..." if len(broken) > SHOWN else "")
+    return f"{len(broken):,} of the {len(records):,} images of '{records.source}' cannot be used: {some}"
 
 
 def _without_masks(records: Records) -> Records:
