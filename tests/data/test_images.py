@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from neighbours import HEIGHT, WIDTH
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from mgdet.data.coco import read_coco
 from mgdet.data.dataset import DetectionDataset, check_same_classes
@@ -193,8 +194,15 @@ def turn(path, orientation):
     Image.new("RGB", (WIDTH, HEIGHT), "red").save(path, exif=exif)
 
 
+@pytest.mark.parametrize("size", [(WIDTH, HEIGHT), (HEIGHT, WIDTH)])
+def test_the_size_of_a_tiff_is_that_of_its_tags_whatever_pillow_says(tmp_path, monkeypatch, size):
+    turn(tmp_path / "a.tif", 6)
+    monkeypatch.setattr(TiffImageFile, "size", size)
+    assert header_size(tmp_path / "a.tif") == (WIDTH, HEIGHT)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("ending", ["jpg", "png"])
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp", "avif"])
 def test_sizes_from_headers_are_those_of_the_image_as_it_is_read(tmp_path, orientation, ending):
     path = tmp_path / f"a.{ending}"
     turn(path, orientation)

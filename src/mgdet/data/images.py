@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from mgdet.data.records import Records
 from mgdet.data.segmentation import to_rle
@@ -19,6 +20,7 @@ from mgdet.data.transforms import check_readable, read_image
 from mgdet.errors import UserError
 
 _ORIENTATION = 0x0112  # the EXIF tag
+_TIFF_SIZE = (256, 257)  # its tags of width and height, as the pixels are stored
 _TAIL = 1 << 17
 """EXIF data is shorter than this many bytes."""
 _CHECKED = 8
@@ -79,8 +81,10 @@ def header_size(path: Path) -> tuple[int, int] | None:
     try:
         with _opened(path) as image:
             width, height = image.size
+            if isinstance(image, TiffImageFile):  # whose size some versions of Pillow turn when they open it
+                width, height = (image.tag_v2[edge] for edge in _TIFF_SIZE)
             return (width, height) if turned_by_exif(image, path) else (height, width)
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, KeyError):
         return None
 
 

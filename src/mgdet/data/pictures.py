@@ -34,7 +34,7 @@ def is_picture(name: str) -> bool:
 
 
 def decode(data: bytes, path: Path) -> np.ndarray:
-    """Decodes a picture, turned upright if its EXIF data says so: with OpenCV, or else with Pillow.
+    """Decodes a picture, turned upright if its EXIF data says so: with OpenCV, or else, and AVIF first, with Pillow.
 
     Of a moving picture the first frame is taken. Pixels of 16 bits are divided by 256, as MMDetection does.
 
@@ -48,7 +48,9 @@ def decode(data: bytes, path: Path) -> np.ndarray:
     Raises:
         UserError: neither knows the format, the file is damaged, or its pixels are of a type without a known range.
     """
-    image = _opencv(data, cv2.IMREAD_COLOR)
+    image = _pillow(data, path) if _is_avif(data) else None
+    if image is None:
+        image = _opencv(data, cv2.IMREAD_COLOR)
     if image is None:
         raw = _opencv(data, cv2.IMREAD_UNCHANGED)
         if raw is not None and raw.dtype not in (np.uint8, np.uint16):
@@ -57,6 +59,11 @@ def decode(data: bytes, path: Path) -> np.ndarray:
     if image is None:
         raise UserError(f"image '{path}' {_unreadable(data)}")
     return image
+
+
+def _is_avif(data: bytes) -> bool:
+    """Is this AVIF, which OpenCV does not turn upright? Its brands are `avif` and `avis`."""
+    return data[4:8] == b"ftyp" and b"avi" in data[8 : min(64, int.from_bytes(data[:4], "big"))]
 
 
 def has_reader(path: Path) -> bool:
