@@ -11,6 +11,7 @@ from mgdet.distributed import World
 from mgdet.errors import UserError
 from mgdet.evaluate import coco
 from mgdet.models import load_detector
+from mgdet.report.measure import LINES, _tables
 from mgdet.report.measure import test_checkpoint as measure
 from tiny import NUM_VAL
 
@@ -173,3 +174,22 @@ def test_so_many_images_pass_at_once_as_are_asked_for(tiny, tmp_path, monkeypatc
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="--batch is 0; give 1 or more"):
         measure(config, str(tiny.teacher), metrics=["bbox"], out=None, world=ALONE, say=lambda line: None, batch=0)
+
+
+HARD = ("car [/old]", "[bold]van", ":bus:", "cab\\", "[link=x]y")
+
+
+def test_names_of_classes_are_shown_as_they_are():
+    scores = coco.CocoScores(dict.fromkeys(LINES, 0.5), {name: {"AP": 0.5} for name in HARD})
+    lines = _tables("bbox", scores).splitlines()
+    assert [line.split("  ")[0] for line in lines[-len(HARD) :]] == list(HARD)
+
+
+def test_what_was_found_is_written_before_it_is_measured(tiny, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr("mgdet.report.measure.evaluate", fail)
+    with pytest.raises(RuntimeError):
+        run(tiny.config(distil=False), tiny, tmp_path / "results.json")
+    assert isinstance(json.loads((tmp_path / "results.json").read_text()), list)

@@ -19,6 +19,7 @@ from mgdet.report.numbers import (
     share,
     signed,
 )
+from mgdet.report.terminal import tables
 
 NAMES = [*STATS, "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 
@@ -104,3 +105,19 @@ def test_numbers_have_the_signs_and_decimals_of_print():
     assert [alike(value, (0.497, 1.82)) for value in (0.497, 1.82)] == ["0.50", "1.82"]
     assert [alike(value, (12.34, 1234.5)) for value in (12.34, 1234.5)] == ["12.3", "1,234.5"]
     assert alike(205.6, (205.6, 300.0)) == "206"
+
+
+def test_names_stand_in_the_tables_as_they_are():
+    name, own = (
+        "car [/old] :bus:",
+        comparison(kind("[bold]MGD", "compared", 0.3, difference=Interval(0.02, 0.01, 0.03))),
+    )
+    own.data = Measured("val.json", 300, 900, (name,))
+    for each in own.kinds:
+        for run in each.runs:
+            run.scores["bbox"].per_class[name] = run.scores["bbox"].per_class["cat"]
+        each.class_differences.get("bbox", {})[name] = None
+    text = tables(own)
+    assert f"\n{name} " in text
+    assert text.count("[bold]MGD") == 5
+    assert "\\" not in text

@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from mgdet.config import DataConfig
@@ -200,7 +199,7 @@ def _classes_table(splits: Mapping[str, Records]) -> str:
         ]
         row = np.array([*(band.sum() for band in bands), *np.sum(bands, axis=0)])
         totals += row
-        table.add_row(escape(name), *(f"{number:,}" for number in row))
+        table.add_row(name, *(f"{number:,}" for number in row))
     table.add_row("all", *(f"{number:,}" for number in totals))
     return _text(table)
 
@@ -235,7 +234,7 @@ def _size(size: tuple[int, int]) -> str:
 
 
 def _text(table: Table) -> str:
-    console = Console(width=WIDTH, color_system=None, highlight=False)
+    console = Console(width=WIDTH, color_system=None, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -114,13 +114,14 @@ def test_checkpoint(
         return None
     for note in lines:
         say(note)
+    if out is not None:  # before anything is measured: what took hours to find must not be lost
+        atomic_write(out, lambda file: file.write(json.dumps(results).encode()))
     scores = evaluate(records, results, metrics) if measured else {}
     if not measured:
         say(f"'{records.source}' has no annotations: nothing is measured")
     for metric in scores:
         say(_tables(metric, scores[metric]))
     if out is not None:
-        atomic_write(out, lambda file: file.write(json.dumps(results).encode()))
         say(f"{len(results):,} detections written to {out}")
     return scores
 
@@ -193,7 +194,7 @@ def _detect(
 
 def progress_bar(shown: bool) -> Progress:
     """A bar on the terminal that vanishes when it is done; nothing where there is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True, disable=not (shown and sys.stderr.isatty()))
 
 
@@ -209,7 +210,7 @@ def _tables(metric: str, scores: CocoScores) -> str:
         classes.add_column(name, justify="right")
     for label, values in scores.per_class.items():
         classes.add_row(label, *(percent(values[name]) for name in names))
-    console = Console(width=100, color_system=None)
+    console = Console(width=100, color_system=None, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(summary, classes)
     return captured.get().rstrip()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from mgdet.report.bench import TIDE
@@ -26,10 +25,10 @@ def tables(comparison: Comparison) -> str:
         parts.append(_errors(comparison, metric))
     if comparison.notes:
         parts.append("\n".join(_wrapped(f"- {note}") for note in comparison.notes))
-    console = Console(width=WIDTH, color_system=None, soft_wrap=True)
+    console = Console(width=WIDTH, color_system=None, soft_wrap=True, markup=False, emoji=False)
     with console.capture() as captured:
         for part in parts:
-            console.print(part, highlight=False, markup=False)
+            console.print(part, highlight=False)
             console.print()
     return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
 
@@ -49,7 +48,7 @@ def _scores(comparison: Comparison, metric: str) -> Table:
         closed = kind.gap_closed.get(metric)
         name = kind.name if len(kind.runs) == 1 else f"{kind.name}\n{count(len(kind.runs), 'run')}"
         table.add_row(
-            escape(name),
+            name,
             *("\n".join(mean_and_deviation(kind, metric, stat)) for stat in STATS),
             "" if closed is None else share(closed),
             "" if kind.size is None else f"{kind.size.parameters / 1e6:.2f} M",
@@ -69,7 +68,7 @@ def _differences(comparison: Comparison, metric: str) -> Table:
             cells.append(
                 "-" if found is None else f"{signed(found.value)}{'*' if found.shown else ''}\n{bounds(found)}"
             )
-        table.add_row(escape(kind.name), *cells)
+        table.add_row(kind.name, *cells)
     return table
 
 
@@ -93,22 +92,22 @@ def _classes(comparison: Comparison, metric: str) -> Table:
             mark = "*" if found is not None and found.shown else ""
             change = "-" if found is None else f"{signed(found.value)}{mark} {bounds(found)}"
             cells += [percent(kind.class_mean(metric, name)), change]
-        table.add_row(escape(name), *cells)
+        table.add_row(name, *cells)
     return table
 
 
 def _errors(comparison: Comparison, metric: str) -> Table:
     table = _table("AP50 lost to each type of error (TIDE)", "", *TIDE.values())
     for kind in comparison.kinds:
-        table.add_row(escape(kind.name), *(f"{100 * kind.errors[metric][name]:.1f}" for name in TIDE))
+        table.add_row(kind.name, *(f"{100 * kind.errors[metric][name]:.1f}" for name in TIDE))
     return table
 
 
 def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, title_style="")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="")
     table.add_column(first)
     for column in columns:
-        table.add_column(escape(column), justify="right")
+        table.add_column(column, justify="right")
     return table
 
 
