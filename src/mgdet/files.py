@@ -185,6 +185,19 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.unlink()
 
 
+def check_folder(folder: Path) -> None:
+    """Refuses a folder that could not be made or written into, before there is anything to write.
+
+    Raises:
+        UserError: says why.
+    """
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), Path())
+    if not os.path.isdir(there):
+        raise UserError(f"{there} is not a folder" + (f", so {folder} cannot be made" if there != folder else ""))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"the folder {there} may not be written into")
+
+
 def _os_error(error: BaseException | None) -> OSError | None:
     """The error of the operating system behind `error`: torch's writer hides it behind one of its own."""
     while error is not None and not isinstance(error, OSError):

@@ -1,6 +1,7 @@
 """`mgdet compare` as a whole: runs and detections in, numbers and a page out, and nothing where it is refused."""
 
 import json
+import os
 import re
 import shutil
 
@@ -233,6 +234,21 @@ class TestRefused:
         assert text == "here already holds report.html; give another --out"
         assert (tmp_path / "here" / "report.html").read_text() == "kept"
 
+    @pytest.mark.parametrize(
+        ("out", "sentence"),
+        [("file", "file is not a folder"), ("file/in", "file is not a folder, so file/in cannot be made")],
+    )
+    def test_a_page_that_could_not_be_written(self, refused, runs, tmp_path, out, sentence):
+        (tmp_path / "file").write_text("kept")
+        assert refused(runs["alone-0"], "--out", out) == sentence
+        assert (tmp_path / "file").read_text() == "kept"
+
+    def test_a_folder_that_may_not_be_written_into(self, refused, runs, tmp_path, monkeypatch):
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        assert refused(runs["alone-0"], "--out", tmp_path / "new/in") == (
+            f"the folder {tmp_path} may not be written into"
+        )
+
     def test_sizes_belong_to_the_sources(self, refused, runs):
         text = refused(runs["alone-0"], "--data.long-edge", "640")
         assert text.startswith("--data.long-edge does not apply here")
@@ -252,6 +268,22 @@ def test_the_command_takes_the_data_of_the_first_run(runs, detections, tmp_path,
     assert "theirs +" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.html", "report.json"}
     assert json.loads((tmp_path / "out" / "report.json").read_text())["kinds"][0]["name"] == "x"
+
+
+@pytest.mark.parametrize("order", ["{options} {sources}", "--resamples 100 {sources} {options}"])
+def test_sources_may_stand_behind_options(runs, shown, tmp_path, monkeypatch, order):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr("mgdet.report.compare.compare", lambda sources, **options: asked.append((sources, options)))
+    options = "--out out --data.workers 3 --eval bbox"
+    sources = f"x={runs['alone-0']} y={runs['alone-1']}"
+    words = order.format(options=options, sources=sources).split()
+    if words[0] == "--out":
+        words = ["--eval", "bbox", *words[:4], *words[-2:]]  # what takes several values ends at an option
+    assert main(["compare", *words]) == 0
+    ((given, kept),) = asked
+    assert given == tuple(sources.split())
+    assert (kept["data"].root, kept["data"].workers, str(kept["out"])) == (str(shown.root), 3, "out")
 
 
 def test_a_teacher_of_other_classes_is_left_out_with_a_word(runs, data, tmp_path):

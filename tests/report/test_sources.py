@@ -11,6 +11,7 @@ from mgdet.config import Config, DataConfig
 from mgdet.engine.checkpoint import write_config
 from mgdet.errors import UserError
 from mgdet.report.sources import check_same_data, data_of, group_sources, open_source, open_teacher, trained_on
+from refusals import refusal
 from tiny import alone, write_detector
 
 
@@ -155,6 +156,18 @@ def test_the_data_of_the_first_run_is_the_default(make_run, tmp_path):
         == Config.from_dict(json.loads((tmp_path / "a" / "config.json").read_text())).data
     )
     assert data_of(["theirs.json"]) is None
+
+
+def test_a_config_of_another_tool_beside_detections_is_not_looked_at(make_run, tmp_path):
+    folder = make_run("a")
+    config = data_of([folder])
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for content in ('{"model_type": "detr"}', "{", "[]"):
+        (theirs / "config.json").write_text(content)
+        assert data_of([f"{theirs}/results.json", f"{theirs}/weights.pth", folder]) == config
+        for run in (str(theirs), f"{theirs}/student_last.pth"):
+            refusal(data_of, [run, folder])
 
 
 class TestTeacher:

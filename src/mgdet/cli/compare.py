@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from itertools import takewhile
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from mgdet.cli.parsing import parse, say
+from mgdet.cli.parsing import given_settings, parse, say
 from mgdet.config import DataConfig
 from mgdet.errors import UserError
 from mgdet.recipes import load_recipe
@@ -43,19 +42,23 @@ class CompareArguments:
 
 def run(arguments: list[str]) -> int:
     """`mgdet compare RUN|CHECKPOINT|RESULTS.json ...`"""
-    default = CompareArguments(sources=tyro.MISSING, data=_data_of_runs(arguments) or DataConfig())
-    parsed = parse(CompareArguments, arguments, "compare", default)
+    default = CompareArguments(sources=tyro.MISSING)
     for name in SIZES:
-        if getattr(parsed.data, name) != getattr(default.data, name):
+        if f"data.{name}" in given_settings(arguments, default):
             option = f"--data.{name.replace('_', '-')}"
             raise UserError(f"{option} does not apply here: each source looks at images of its own config's sizes")
+    parsed = parse(CompareArguments, arguments, "compare", default)
+    settings = given_settings(arguments, parsed)
+    given = {name.removeprefix("data."): value for name, value in settings.items() if name.startswith("data.")}
 
     from mgdet.report.compare import compare
     from mgdet.report.intervals import Bootstrap
+    from mgdet.report.sources import data_of
 
+    data = data_of(parsed.sources) or DataConfig()
     compare(
         parsed.sources,
-        data=parsed.data,
+        data=replace(data, **given),
         teacher=parsed.teacher or None,
         out=Path(parsed.out),
         recipe=load_recipe(parsed.recipe) if parsed.recipe else None,
@@ -64,14 +67,3 @@ def run(arguments: list[str]) -> int:
         say=say,
     )
     return 0
-
-
-def _data_of_runs(arguments: list[str]) -> DataConfig | None:
-    """The data of the first run that is given before any option."""
-    given = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
-    if not given:
-        return None
-
-    from mgdet.report.sources import data_of
-
-    return data_of(given)

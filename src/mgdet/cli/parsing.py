@@ -99,8 +99,8 @@ def take_auto(arguments: Sequence[str], option: str) -> tuple[list[str], bool]:
     return [*arguments[:place], *arguments[place + (2 if arguments[place] == option else 1) :]], True
 
 
-def given_settings(arguments: Sequence[str], config: Config) -> dict[str, Any]:
-    """The settings of a config that options name, with their values as `config` now has them.
+def given_settings(arguments: Sequence[str], config: object) -> dict[str, Any]:
+    """The settings of a config, or of a command's arguments, that options name, with their values as they now are.
 
     Args:
         arguments: all that was typed, e.g. `--train.batch 4 --no-inherit --student.no-norm-eval`.

@@ -17,7 +17,7 @@ from mgdet.distributed import usual_device
 from mgdet.errors import UserError, nearest
 from mgdet.evaluate.coco import METRICS, check_truth
 from mgdet.evaluate.truth import class_rows
-from mgdet.files import atomic_write
+from mgdet.files import atomic_write, check_folder
 from mgdet.precision import set_float32
 from mgdet.report import differing, features
 from mgdet.report.bench import Bench, Entry, side_of
@@ -130,8 +130,11 @@ def _open(
 
 
 def _check_out(out: Path | None) -> None:
+    if out is None:
+        return
+    check_folder(out)
     for name in (PAGE_FILE, JSON_FILE):
-        if out is not None and (out / name).exists():
+        if (out / name).exists():
             raise UserError(f"{out} already holds {name}; give another --out")
 
 

@@ -258,7 +258,12 @@ def data_of(texts: Sequence[str]) -> DataConfig | None:
     """
     for text in texts:
         path = Path(_split(text)[1])
-        config = read_config(path if path.is_dir() else path.parent)
+        try:
+            config = read_config(path if path.is_dir() else path.parent)
+        except UserError:
+            if path.is_dir() or path.name in RUN_FILES:
+                raise
+            continue  # what lies beside any other file may be another tool's
         if config is not None:
             return config.data
     return None
