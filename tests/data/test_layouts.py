@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 
 import pytest
 
@@ -262,3 +263,44 @@ def test_an_xml_file_of_another_kind_makes_no_data_set(tmp_path):
     assert places(tmp_path)[1] == "YOLO"
     (tmp_path / "a.xml").write_text("<annotation></annotation>")
     assert "as YOLO and as Pascal VOC" in refused(tmp_path)
+
+
+def test_fiftyones_folders_of_pascal_voc(tmp_path):
+    formats.voc(tmp_path)
+    (tmp_path / "Annotations").rename(tmp_path / "labels")
+    (tmp_path / "JPEGImages").rename(tmp_path / "data")
+    assert places(tmp_path)[0]["val"] == ("ImageSets/Main/val.txt", "data")
+    shutil.rmtree(tmp_path / "ImageSets")
+    assert places(tmp_path, val_share=0.5) == ({"train": ("labels", "data"), "val": ("labels", "data")}, "Pascal VOC")
+    (tmp_path / "labels").rename(tmp_path / "xml")
+    assert "there is no annotations/*.json (COCO)" in refused(tmp_path)  # no word of xml/, which has no images
+
+
+def test_keypoints_are_taken_for_their_boxes_where_there_is_nothing_else(tmp_path):
+    formats.write_coco(tmp_path / "annotations/person_keypoints_default.json", tmp_path / "images/default", "train")
+    found, title = places(tmp_path, val_share=0.5)
+    assert (found["train"], title) == (("annotations/person_keypoints_default.json", "images/default"), "COCO")
+    formats.beside(tmp_path)
+    assert places(tmp_path)[0]["train"] == ("train.json", "train")
+
+
+def test_a_file_for_each_image_is_no_cocos(tmp_path):
+    formats.simple(tmp_path)
+    folder = tmp_path / "annotations"
+    for i in range(1000):
+        (folder / f"train_{i:04}.jpg.json").write_text('{"imagePath": "train_0.png", "shapes": []}')
+    assert places(tmp_path)[0]["train"].annotations == "annotations/train.json"
+    for split in ("train", "val"):
+        (folder / f"{split}.json").unlink()
+    sentence = refused(tmp_path)
+    assert "none of the 1,000 JSON files in annotations/ lists images as COCO's do (train_0000.jpg.json, " in sentence
+    assert "export the data set as COCO" in sentence and len(sentence) < 400
+
+
+def test_at_most_three_of_many_files_are_named(tmp_path):
+    for i in range(5):
+        formats.write_coco(tmp_path / f"annotations/part{i}.json", tmp_path / "images", "train")
+    sentence = refused(tmp_path)
+    assert "has 5 files for train: annotations/part0.json, annotations/part1.json, annotations/part2.json, ...;" in (
+        sentence
+    )

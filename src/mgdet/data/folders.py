@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mgdet.data.voc import may_be_voc, xml_files
+from mgdet.data.voc import XML_FOLDERS, may_be_voc, xml_files
 from mgdet.data.yolo import YAML_SUFFIXES, read_yaml
 from mgdet.errors import UserError
 
@@ -33,8 +33,11 @@ SPLIT_WORDS = {
 """What splits are called in names of files and folders; `trainval` is taken where there is no `train`."""
 
 IMAGE_FOLDERS = ("images", "imgs", "img", "data", "JPEGImages")
-OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
-"""COCO's files for other tasks start like this."""
+KEYPOINTS = "person_keypoints_"
+OTHER_TASKS = ("captions_", KEYPOINTS, "panoptic_", "stuff_", "image_info_")
+"""COCO's files for other tasks start like this. Those of keypoints have boxes, too."""
+FEW = 3
+"""So many files that list no images are taken for what their names say, so that the reader can say what is wrong."""
 
 _WORD = re.compile(r"(?<![a-z])(trainval|training|train|validation|valid|val|dev|testing|test)(?![a-z])")
 _FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.){1,1000}")')
@@ -116,15 +119,17 @@ def _coco(root: Path) -> Iterator[Layout]:
 
 
 def _coco_files(root: Path) -> Iterator[Path]:
-    """The COCO files of a data set. Those in annotations/ count by their names, others only if they list images."""
+    """The COCO files of a data set: those that list images. Of those in annotations/ the names count, too."""
     inside = _files_in(root / "annotations", ".json")
     named = [file for file in inside if file.name.startswith("instances_")]
-    yield from named or [file for file in inside if not file.name.startswith(OTHER_TASKS)]
+    named = named or [file for file in inside if not file.name.startswith(OTHER_TASKS)]
+    found = [file for file in named if first_names(file)] or (named if len(named) <= FEW else [])
     folders = [entry for entry in folders_in(root) if split_word(entry.name)]
     for folder in (root, *folders):
         for file in _files_in(folder, ".json"):
             if "_annotations.coco" in file.name or first_names(file):
-                yield file
+                found.append(file)
+    yield from found or [file for file in inside if file.name.startswith(KEYPOINTS) and first_names(file)]
 
 
 def _files_in(folder: Path, suffix: str) -> list[Path]:
@@ -177,7 +182,7 @@ def images_of(root: Path, annotations: str) -> str:
     if path.suffix.lower() != ".json":
         return next((folder for folder in ("JPEGImages", "images") if (root / folder).is_dir()), annotations)
     # After "instances_", as CVAT and Datumaro name the folder; else from the split's word on, as COCO does.
-    tails = [path.stem.split("_", 1)[-1]]
+    tails = [path.stem.removeprefix(KEYPOINTS).split("_", 1)[-1]]
     split = split_word(path.stem) or split_word(path.parent.name)
     if split is not None:
         kind, word = split
@@ -231,14 +236,14 @@ def _yolo(root: Path, complaints: list[UserError]) -> Iterator[Layout]:
 
 def _voc(root: Path) -> Iterator[Layout]:
     for home in sorted([root, *root.glob("VOC20*"), *root.glob("VOCdevkit/VOC20*")]):
-        for name in ("Annotations", "annotations"):
+        for name in XML_FOLDERS:
             if _has_xml(home / name, inside=True):
                 title = "Pascal VOC" if home == root else f"Pascal VOC in {home.name}"
                 yield Layout(title, _voc_lists(root, home, name))
     beside: dict[str, list[Place]] = {}
     for folder in folders_in(root):
         split = split_word(folder.name)
-        for name in (".", "Annotations", "annotations"):
+        for name in (".", *XML_FOLDERS):
             if split and _has_xml(folder / name, inside=name != "."):
                 place = Place(_inside(folder / name, root), _inside(_voc_images(folder, name), root))
                 beside.setdefault(split[0], []).append(place)

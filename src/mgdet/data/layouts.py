@@ -9,6 +9,8 @@ from pathlib import Path
 
 from mgdet.config import DataConfig
 from mgdet.data.folders import SPLIT_WORDS, Layout, Place, find_layouts, first_names, folders_in, images_of, split_word
+from mgdet.data.image_files import walk
+from mgdet.data.pictures import is_picture
 from mgdet.errors import UserError
 
 OWN_NAMES = {"train": "annotations/instances_train2017.json", "val": "annotations/instances_val2017.json"}
@@ -93,16 +95,32 @@ def _nothing(root: Path) -> str:
     inside = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     for folder in inside[:50]:
         try:
-            if find_layouts(folder):
+            if any(_has_images(folder, layout) for layout in find_layouts(folder)):
                 return f"but '{folder}' in it does; give that folder as --data.root"
         except UserError:
             continue
+    files = sorted((root / "annotations").glob("*.json"))
+    if len(files) > SHOWN and not any(map(first_names, files)):
+        some = ", ".join(file.name for file in files[:SHOWN])
+        return (
+            f"none of the {len(files):,} JSON files in annotations/ lists images as COCO's do ({some}, ...); where "
+            "each is of one image, export the data set as COCO, with one file for each split"
+        )
     if (root / "labels").is_dir():
         return "it has labels as YOLO does, but no data.yaml with names: and train:; write one"
     return (
         "there is no annotations/*.json (COCO), no train/_annotations.coco.json (Roboflow), no data.yaml (YOLO) and "
         "no Annotations/*.xml (Pascal VOC) in it; --data.train-annotations and --data.train-images name other files"
     )
+
+
+def _has_images(root: Path, layout: Layout) -> bool:
+    """Is there an image where one split of a layout has them?"""
+    places = [place for own in layout.splits.values() for place in own]
+    if any(place.images and not (root / place.images).is_dir() for place in places):
+        return True  # YOLO's: the key of a split
+    folders = {root / place.images for place in places if place.images}
+    return any(is_picture(name) for folder in folders for _, names in walk(folder) for name in names)
 
 
 def _place(root: Path, split: str, given: Place, layout: Layout | None, *, required: bool) -> Place:

@@ -24,6 +24,8 @@ from mgdet.errors import UserError
 MAX_XML_BYTES = 1 << 24
 MAX_LIST_BYTES = 1 << 28
 MAX_DEPTH = 50
+XML_FOLDERS = ("Annotations", "annotations", "labels")
+"""What the folder of the XML files is called; `labels` is FiftyOne's."""
 _HEAD = 1 << 12
 _COMMENT, _FIRST_TAG = re.compile(rb"<!--.*?-->", re.DOTALL), re.compile(rb"<([A-Za-z_][^\s/>]*)")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -103,7 +105,7 @@ def _xml_files(annotations: Path, unlabelled: bool) -> tuple[Path, list[Path]]:
         return annotations, files
     if not annotations.is_file():
         raise UserError(f"there is no list or folder '{annotations}' of Pascal VOC's XML files")
-    homes = [home / name for home in annotations.parents[:3] for name in ("Annotations", "annotations")]
+    homes = [home / name for home in annotations.parents[:3] for name in XML_FOLDERS]
     home = next((folder for folder in homes if folder.is_dir()), None)
     if home is None:
         raise UserError(f"there is no folder Annotations for the list '{annotations}'")
