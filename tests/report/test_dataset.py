@@ -193,3 +193,36 @@ def test_every_image_is_looked_at(folder, ask):
     assert "'data/train/109.jpg' is truncated" in said
     assert "image 'data/train/110.jpg' is 64 x 96 pixels, but 'data/train.json' says 96 x 64; ..." in said
     assert said.count("train_0.png") == 1
+
+
+def test_a_split_without_an_object_has_the_classes_of_the_others(folder, ask):
+    formats.voc(folder / "data")
+    lists = folder / "data/ImageSets/Main"
+    (lists / "val.txt").write_text("val_1")  # the picture without objects
+    code, said = ask("data")
+    assert code == 0
+    assert "no class to learn" not in said
+    (lists / "test.txt").write_text("nothing_of_this_name")
+    assert ask("data")[0] == 0
+
+
+def test_masks_that_do_not_fit_stop_only_those_who_need_them(folder, ask):
+    formats.beside(folder / "data")
+    path = folder / "data/train.json"
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        del image["height"], image["width"]
+    whole = {"size": [10, 10], "counts": [50, 50]}
+    content["annotations"][0]["segmentation"] = whole
+    content["annotations"][1]["segmentation"] = [whole, {"size": [20, 10], "counts": [50, 150]}]
+    path.write_text(json.dumps(content))
+    code, said = ask("data", "--out", "seen")
+    assert (code, (folder / "seen/samples.jpg").exists()) == (0, True)
+    code, said = ask("data", "--masks")
+    assert code == 2
+    assert "an RLE is of size [10, 10]" in said
+    content["annotations"][0]["segmentation"] = content["annotations"][2]["segmentation"]
+    path.write_text(json.dumps(content))
+    code, said = ask("data", "--masks")
+    assert code == 0
+    assert "its RLEs are of the sizes [10, 10] and [20, 10]" in said

@@ -49,7 +49,11 @@ def canonical(value: object, size: tuple[int, int], box: Sequence[float]) -> byt
     if not isinstance(value, list | tuple):
         raise Unreadable(f"it is {value!r:.40}")
     if all(isinstance(part, dict) for part in value):
-        return msgspec.json.encode(_text(hotcoco.mask.merge([_rle(part, size, box) for part in value])))
+        rles = [_rle(part, size, box) for part in value]
+        for rle in rles:
+            if rle["size"] != rles[0]["size"]:
+                raise Unreadable(f"its RLEs are of the sizes {rles[0]['size']} and {rle['size']}")
+        return msgspec.json.encode(_text(hotcoco.mask.merge(rles)))
     polygons = [part for part in _polygons(value, box) if len(part) >= 6]
     if not polygons:
         raise Unreadable("no polygon of it has three points or more")
