@@ -104,6 +104,16 @@ def test_tiny_and_long_pictures(tiny, tmp_path):
     assert [(entry["height"], entry["width"]) for entry in report] == sizes
 
 
+@pytest.mark.parametrize("size", [(40, 66_000), (66_000, 2)])
+def test_a_picture_that_is_too_large_for_jpeg_has_a_smaller_copy(tiny, tmp_path, size):
+    small, large = write(tmp_path / "a.png"), write(tmp_path / "b.png", *size)
+    report, _ = run(tiny, tmp_path, small, large)
+    assert [(entry["height"], entry["width"]) for entry in report] == [(40, 60), size]
+    copy = read_image(tmp_path / "out/b.jpg")
+    assert max(copy.shape) == 65_500
+    assert copy.shape[size[0] > size[1]] == min(size) * 65_500 // 66_000
+
+
 def test_folders_are_walked_and_the_rest_is_counted(tiny, tmp_path):
     folder = tmp_path / "photos"
     for name in ("b.jpg", "cam1/a.JPG", "cam2/a.jpg"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import cv2
+import numpy as np
 
 from mgdet.config import Config
 from mgdet.data.pictures import depth_notes
@@ -30,6 +31,8 @@ from mgdet.precision import set_float32
 from mgdet.structures import Detections
 
 JSON_FILE = "detections.json"
+LONGEST_JPEG = 65_500
+"""JPEG's writer takes no longer edge, in pixels."""
 
 
 def predict(
@@ -45,8 +48,8 @@ def predict(
 ) -> list[dict[str, Any]]:
     """Finds objects in pictures; writes an annotated copy of each and `detections.json` into `out`.
 
-    Folders are searched recursively, and the copies lie in `out` as the pictures lie in their folder. Each picture is
-    decoded once.
+    Folders are searched recursively, and the copies lie in `out` as the pictures lie in their folder; one with an edge
+    over `LONGEST_JPEG` is smaller than its picture. Each picture is decoded once.
 
     Args:
         source: a checkpoint file, its URL, a run's folder, or an exported graph.
@@ -116,9 +119,9 @@ def _predict_all(
     try:
         for index, image, found in find_in(detector, read, view, score=score, batch=batch):
             file, copy = pictures[index]
-            _, encoded = cv2.imencode(".jpg", draw_detections(image, found, classes, score=score))
+            encoded = _jpeg(draw_detections(image, found, classes, score=score))
             _make_folder((out / copy).parent)
-            atomic_write(out / copy, partial(_write, encoded.tobytes()))
+            atomic_write(out / copy, partial(_write, encoded))
             written.append(out / copy)
             height, width = image.shape[:2]
             entry = {"file": str(file), "picture": copy.as_posix(), "width": width, "height": height}
@@ -132,6 +135,16 @@ def _predict_all(
                 os.rmdir(folder)
         raise
     return report
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    """A picture as JPEG, made smaller where it is larger than JPEG can be."""
+    longest = max(image.shape[:2])
+    if longest > LONGEST_JPEG:
+        height, width = (max(1, edge * LONGEST_JPEG // longest) for edge in image.shape[:2])
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    _, encoded = cv2.imencode(".jpg", image)
+    return encoded.tobytes()
 
 
 def _make_folder(folder: Path) -> None:
