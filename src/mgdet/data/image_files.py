@@ -14,7 +14,8 @@ from mgdet.data.records import Records
 from mgdet.data.transforms import check_readable, read_image
 from mgdet.errors import UserError
 
-_In, _Out = TypeVar("_In"), TypeVar("_Out")
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 _FEW = 100
 """So few files are read before threads have started."""
 _READERS = 8
