@@ -13,8 +13,10 @@ import mgdet.engine.fit as fit
 import mgdet.engine.loop as loop
 from mgdet.cli import main
 from mgdet.cli.parsing import take_auto
+from mgdet.config import AugmentConfig
 from mgdet.data.coco import read_coco
 from mgdet.data.dataset import DetectionDataset
+from mgdet.data.transforms import View
 from mgdet.engine.step import Step
 from mgdet.errors import UserError
 from tiny import ALONE, assert_same_run, state_of
@@ -106,13 +108,11 @@ def test_other_errors_are_not_taken_for_full_memory(tiny, data, monkeypatch):
         fit.find_batch(tiny.config(), data, ALONE, memory)
 
 
-@pytest.mark.parametrize("crop", [0.0, 0.5])
-def test_the_images_are_the_hardest_of_one_orientation(tiny, crop):
-    """The widest, the highest, and the one of most objects; crops may put both orientations together."""
+def test_the_images_are_the_hardest_of_one_orientation(tiny):
+    """The widest, the highest, and the one of most objects."""
     sizes = [(64, 96), (60, 100), (96, 40), (64, 64), (64, 96)]
     config = tiny.config()
     config.data = replace(config.data, long_edge=1000, short_edge=(64, 64))
-    config.augment.crop = crop
     views = []
 
     class Data(list):
@@ -123,10 +123,38 @@ def test_the_images_are_the_hardest_of_one_orientation(tiny, crop):
     data = Data(sizes)
     data.images = [SimpleNamespace(height=h, width=w) for h, w in sizes]
     data.portrait, data.num_objects = [w <= h for h, w in sizes], np.array([1, 2, 3, 4, 9])
-    chosen = fit.hardest_examples(config, data)
     # As they are seen: 64 x 96, 64 x 107, 154 x 64, 64 x 64 and 64 x 96, each padded to multiples of 32.
-    assert chosen == ([2, 1, 4] if crop else [2, 3])
+    assert fit.hardest_examples(config, data) == [2, 3]
     assert all(view.seed is None and not view.flip for view in views)
+
+
+@pytest.mark.parametrize(
+    ("rule", "size"),
+    [
+        ("relative_range", (0.3, 0.5)),
+        ("relative", (0.4, 0.9)),
+        ("absolute_range", (20.0, 80.0)),
+        ("absolute", (30.0, 90.0)),
+        ("absolute", (500.0, 500.0)),
+    ],
+)
+def test_no_batch_of_crops_has_a_larger_canvas_than_the_tried_one(tiny, data, rule, size):
+    """And one of highest and widest crops has it, where images are seen much larger than they are."""
+    config = tiny.config()
+    config.data = replace(config.data, long_edge=400, short_edge=(100, 200))
+    config.augment = AugmentConfig(crop=0.9, crop_rule=rule, crop_size=size)
+    examples = fit.hardest_examples(config, data)
+    tried = tuple(max(example.target.padded[axis] for example in examples) for axis in (0, 1))
+    assert all(len(example.target.labels) for example in examples)
+    cropped = DetectionDataset(data.records, training=True, augment=config.augment)
+    views = [View(i, 400, 200, False, seed=seed) for i in range(len(data)) for seed in range(100)]
+    seen: dict[bool, list] = {True: [], False: []}
+    for view in views:
+        seen[data.portrait[view.index]].append(cropped[view].target.padded)
+    canvases = [np.max(padded, axis=0) for padded in seen.values()]
+    largest = max(canvases, key=lambda canvas: canvas.prod())
+    assert np.prod(tried) >= largest.prod()
+    assert (np.array(tried) - 32 <= np.max(canvases, axis=0)).all()
 
 
 def test_a_machine_without_a_gpu_says_so(tiny, tmp_path, capsys):

@@ -82,6 +82,28 @@ def draw_window(size: tuple[int, int], augment: AugmentConfig, rng: np.random.Ge
     return Window(top, left, height, width)
 
 
+def extreme_crops(size: tuple[int, int], augment: AugmentConfig) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The (h, w) of the highest and narrowest crop that `draw_window` can give of an (h, w) image, and of the lowest
+    and widest."""
+    (first, second), (height, width) = augment.crop_size, size
+    if augment.crop_rule == "absolute_range":
+        low, high = (tuple(min(edge, int(limit)) for edge in size) for limit in (first, second))
+    elif augment.crop_rule == "absolute":
+        low = high = min(height, int(first)), min(width, int(second))
+    else:
+        low = tuple(max(1, int(edge * share + 0.5)) for edge, share in zip(size, (first, second)))
+        high = size if augment.crop_rule == "relative_range" else low
+    return (high[0], low[1]), (low[0], high[1])
+
+
+def crop_around(picture: Picture, size: tuple[int, int]) -> Picture:
+    """A crop of (h, w) pixels, no larger than the picture, around its first object or as near as its edges allow."""
+    left, top, right, bottom = picture.boxes[0].tolist()
+    corners = (int((low + high - part) / 2) for low, high, part in zip((top, left), (bottom, right), size))
+    top, left = (min(max(0, corner), whole - part) for corner, whole, part in zip(corners, picture.size, size))
+    return crop(picture, Window(top, left, *size))
+
+
 def crop(picture: Picture, window: Window) -> Picture:
     """A part of a picture. Boxes are clipped to it, and the objects of which it shows less than a pixel are left out.
 

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from mgdet.config import Config
+from mgdet.data.augment import crop_around, extreme_crops
 from mgdet.data.batch import collate
 from mgdet.data.dataset import DetectionDataset
-from mgdet.data.transforms import Example, View, padded_size
+from mgdet.data.transforms import Example, View, make_example, padded_size
 from mgdet.distributed import World
 from mgdet.engine.checkpoint import read_config
 from mgdet.engine.ema import Average
@@ -144,17 +145,34 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
 def hardest_examples(config: Config, data: DetectionDataset) -> list[Example]:
     """The images that need the most memory: those of the largest canvas of one orientation, and one of many objects.
 
-    Crops turn an image's orientation, so with them all images count together.
+    A batch's canvas is as high as its highest image and as wide as its widest. Crops are resized as whole images are,
+    so those of extreme ratios may make the largest.
     """
     views = [
         View(i, config.data.long_edge, config.data.short_edge[1], False, config.data.square) for i in range(len(data))
     ]
-    sizes = np.array([padded_size(view.size_of((info.height, info.width))) for view, info in zip(views, data.images)])
+    shapes = [_shapes(config, (info.height, info.width)) for info in data.images]
+    sizes = np.array([[padded_size(view.size_of(shape)) for shape in own] for view, own in zip(views, shapes)])
     portrait = np.asarray(data.portrait)
-    groups = [np.arange(len(data))] if config.augment.crop else [np.flatnonzero(portrait), np.flatnonzero(~portrait)]
-    group = max((g for g in groups if len(g)), key=lambda g: int(sizes[g].max(axis=0).prod()))
-    chosen = [group[sizes[group, 0].argmax()], group[sizes[group, 1].argmax()], group[data.num_objects[group].argmax()]]
-    return [data[views[int(i)]] for i in dict.fromkeys(chosen)]
+    groups = [group for group in (np.flatnonzero(portrait), np.flatnonzero(~portrait)) if len(group)]
+    group = max(groups, key=lambda g: int(sizes[g].max(axis=(0, 1)).prod()))
+    extremes = [divmod(int(sizes[group, :, axis].argmax()), sizes.shape[1]) for axis in (0, 1)]
+    chosen = [(int(group[i]), shapes[group[i]][shape]) for i, shape in extremes]
+    many = int(group[data.num_objects[group].argmax()])
+    return [_example(data, views[i], shape) for i, shape in dict.fromkeys([*chosen, (many, shapes[many][0])])]
+
+
+def _shapes(config: Config, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """The (h, w) of an image file of (h, w) pixels, and of its crops of extreme ratios where images are cropped."""
+    return [size, *extreme_crops(size, config.augment)] if config.augment.crop else [size]
+
+
+def _example(data: DetectionDataset, view: View, shape: tuple[int, int]) -> Example:
+    """An image of the data set, or a crop of (h, w) pixels of it."""
+    info = data.images[view.index]
+    if shape == (info.height, info.width):
+        return data[view]
+    return make_example(view=view, **crop_around(data.picture(view.index), shape)._asdict())
 
 
 class Trial:
