@@ -21,6 +21,7 @@ from mgdet import cli
 from mgdet.cli import distill as cli_distill
 from mgdet.cli import parsing
 from mgdet.config import Config
+from mgdet.engine.schedule import WARMUP_SHARE
 from mgdet.planning import decide, memory, rules
 from mgdet.planning.plan import SGD_BACKBONES
 from mgdet.recipes import RECIPES, load_recipe
@@ -209,7 +210,7 @@ def test_the_rules_of_distill_are_those_of_its_page():
         f"{decide.PUBLISHED_SIZE[1]} x {decide.PUBLISHED_SIZE[0]}",
         f"{decide.PUBLISHED_CHANNELS} wide",
         {0.9: "nine tenths"}[rules.HELD],
-        {1 / 8: "an eighth"}[rules.WARMUP_SHARE],
+        {1 / 8: "an eighth"}[WARMUP_SHARE],
         {0.5: "half the area"}[decide.LEAST_AREA],
         {("resnet", "resnext", "mobilenetv3_large_100"): "ResNet, ResNeXt or MobileNetV3"}[SGD_BACKBONES],
     ):

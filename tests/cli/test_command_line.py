@@ -182,11 +182,11 @@ class TestRecipes:
 
     def test_a_recipe_of_the_users_own_in_the_working_folder(self, tiny, folder, monkeypatch):
         monkeypatch.setattr(sys, "path", sys.path.copy())
-        lines = ["import tiny", "def short():", "    config = tiny.alone()", "    config.schedule.epochs = 1"]
+        lines = ["import tiny", "def short():", "    config = tiny.alone()", "    config.schedule.epochs = 3"]
         (folder / "own_recipes.py").write_text("\n".join([*lines, "    return config", ""]))
         assert main(["train", "own_recipes:short", "--data.root", str(tiny.root)]) == 0
         config = json.loads((folder / "runs" / "own_recipes.short" / "config.json").read_text())
-        assert config["schedule"]["epochs"] == 1
+        assert config["schedule"]["epochs"] == 3
 
     @pytest.mark.parametrize(
         "name, words",

@@ -269,6 +269,13 @@ def test_a_student_alone_is_looked_at_too(tiny, tmp_path):
     assert any("its first stages do not train" in text for text in report.warnings)
 
 
+def test_a_warm_up_that_is_longer_than_the_run_is_a_warning(tiny, tmp_path):
+    config = tiny.config(distil=False)
+    config.schedule.warmup_steps = 500
+    (row,) = rows(examined(config, tmp_path / "run"), "schedule")
+    assert row.status == "warning" and "500, but the run has 12 steps, so the rate comes to 1% of" in row.detail
+
+
 def test_a_full_disk_stops(tiny, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)

@@ -67,7 +67,7 @@ def train(
     models, train_data, val_data = prepared.models, prepared.train_data, prepared.val_data
     if check is not None and state is None:
         check(prepared)
-    notes = [*prepared.data_notes, *prepared.model_notes]
+    notes = [*prepared.data_notes, *prepared.model_notes, *prepared.schedule_notes]
     if config.train.compile:
         notes += compile_pyramids(models.student, models.teacher)
     # Nothing is written before here: what is wrong with the input has been said.

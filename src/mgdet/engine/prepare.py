@@ -16,6 +16,7 @@ from mgdet.engine.checkpoint import State, check_all_see_it, find_run
 from mgdet.engine.feed import open_data, sampler_of
 from mgdet.engine.fit import with_batch
 from mgdet.engine.recomputed import recompute_backbone
+from mgdet.engine.schedule import check_drops, schedule_notes
 from mgdet.models import Models, build_models
 from mgdet.precision import set_float32
 
@@ -33,6 +34,7 @@ class Prepared:
     state: where the run in the folder stands; None if it starts.
     data_notes: what is to be said of the data.
     model_notes: what is to be said of weights, levels and products.
+    schedule_notes: what of the schedule will not come about.
     """
 
     config: Config
@@ -45,6 +47,7 @@ class Prepared:
     state: State | None
     data_notes: list[str]
     model_notes: list[str]
+    schedule_notes: list[str]
 
 
 def prepare(
@@ -73,6 +76,8 @@ def prepare(
     processes = processes or world.size
     config, train_data, val_data = open_data(config, world)
     state = find_run(folder, config, resume=resume) if folder is not None else None
+    if state is None:
+        check_drops(config.schedule)
     step = state.step if state is not None else 0
     if folder is not None:
         check_all_see_it(folder, world.gather(step))
@@ -108,4 +113,16 @@ def prepare(
     if config.train.checkpoint_backbone:
         model_notes.append(recompute_backbone(models.student.student))
     model_notes += filter(None, [set_float32(world.device, exact=False)])
-    return Prepared(config, world, processes, train_data, val_data, sampler, models, state, data_notes, model_notes)
+    return Prepared(
+        config,
+        world,
+        processes,
+        train_data,
+        val_data,
+        sampler,
+        models,
+        state,
+        data_notes,
+        model_notes,
+        schedule_notes(config.schedule, sampler.steps_per_epoch),
+    )

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from mgdet.config import OptimizerConfig, ScheduleConfig
+from mgdet.errors import UserError
 
 DROP = 0.1
+USUAL_DROPS = (2 / 3, 11 / 12)
+"""When the rate falls in the published recipes, as shares of all epochs."""
+WARMUP_SHARE = 1 / 8
+"""The share of all steps that a warm-up should take at most."""
 
 
 def scaled_lr(config: OptimizerConfig, images_per_step: int) -> float:
@@ -17,9 +23,9 @@ def scaled_lr(config: OptimizerConfig, images_per_step: int) -> float:
 def learning_rate(step: int, *, lr: float, steps_per_epoch: int, config: ScheduleConfig) -> float:
     """The rate of one step.
 
-    The rate falls to a tenth after each epoch in `config.drops`, or as a cosine from the first to the last step.
-    During the first `config.warmup_steps` steps it is
-    also multiplied by a factor that rises linearly from `config.warmup_ratio`.
+    The rate falls to a tenth after each epoch in `config.drops`, or as a cosine from the first to the last step. During
+    the first `config.warmup_steps` steps it is also multiplied by a factor that rises linearly from
+    `config.warmup_ratio`.
 
     Args:
         step: counted from 0.
@@ -35,3 +41,38 @@ def learning_rate(step: int, *, lr: float, steps_per_epoch: int, config: Schedul
     if step < config.warmup_steps:
         rate *= 1 - (1 - step / config.warmup_steps) * (1 - config.warmup_ratio)
     return rate
+
+
+def check_drops(config: ScheduleConfig) -> None:
+    """Refuses drops at which a run has ended already.
+
+    It is asked where a run starts, and not where a config is read: runs of earlier versions may have them.
+
+    Raises:
+        UserError: names the drops and the epochs.
+    """
+    late = [drop for drop in config.drops if drop >= config.epochs]
+    if config.shape != "steps" or not late:
+        return
+    usual = sorted({max(1, round(share * config.epochs)) for share in USUAL_DROPS} - {config.epochs})
+    drops = f"drops below {config.epochs}, e.g. --schedule.drops {_listed(usual)}, or " if usual else ""
+    raise UserError(
+        f"schedule.drops is {_listed(config.drops)}, but schedule.epochs is {config.epochs}, so the rate would not "
+        f"fall after {' and '.join(map(str, late))}; give {drops}--schedule.shape cosine"
+    )
+
+
+def schedule_notes(config: ScheduleConfig, steps_per_epoch: int) -> list[str]:
+    """What to say of a schedule whose warm-up is longer than the run."""
+    steps = config.epochs * steps_per_epoch
+    if config.warmup_steps <= steps:
+        return []
+    rates = (learning_rate(step, lr=1.0, steps_per_epoch=steps_per_epoch, config=config) for step in range(steps))
+    return [
+        f"schedule.warmup_steps is {config.warmup_steps}, but the run has {steps:,} steps, so the rate comes to "
+        f"{max(rates):.0%} of what is asked for at most; give e.g. --schedule.warmup-steps {int(WARMUP_SHARE * steps)}"
+    ]
+
+
+def _listed(epochs: Sequence[int]) -> str:
+    return " ".join(map(str, epochs))

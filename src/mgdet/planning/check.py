@@ -110,6 +110,8 @@ def examine(prepared: Prepared, folder: Path, *, say: Say, seconds: float) -> Re
     _judge_data(prepared, report)
     _judge_weights(prepared, report)
     _judge_levels(prepared, report)
+    for note in prepared.schedule_notes:
+        report.add("warning", "schedule", note)
     see = 0.0
     if prepared.models.teacher is not None:
         say("measuring the teacher on validation images")

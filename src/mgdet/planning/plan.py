@@ -15,6 +15,7 @@ from mgdet.config import METHODS, Config, DataConfig, MGDConfig, ModelConfig, Op
 from mgdet.data.dataset import DetectionDataset, check_same_classes
 from mgdet.data.open import open_splits
 from mgdet.distributed import usual_device
+from mgdet.engine.schedule import check_drops
 from mgdet.evaluate.coco import check_truth
 from mgdet.models import has_masks
 from mgdet.models.recognise import recognise
@@ -113,6 +114,7 @@ def plan(
         "given": (", ".join(f"{name} {value}" for name, value in given.items()),) if given else (),
     }
     config.check_together()
+    check_drops(config.schedule)
     lines = [line for what, texts in parts.items() for line in _titled(what, texts)]
     return Plan(config, tuple(lines), _folder(data, config.student))
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mgdet.config import DataConfig, ScheduleConfig
+from mgdet.engine.schedule import WARMUP_SHARE
 
 FEWEST_STEPS, MOST_EPOCHS = 4000, 300
 """A schedule takes at least so many steps, unless they would be more than so many passes over the images."""
@@ -18,7 +19,6 @@ EDGE_DIVISOR = 32
 """Edges are multiples of this."""
 HELD = 0.9
 """The share of the images that a resized image may not be larger than."""
-WARMUP_SHARE = 1 / 8
 
 
 class Edges(NamedTuple):
