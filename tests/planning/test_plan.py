@@ -84,6 +84,15 @@ def test_one_edge_alone_bounds_the_other(tiny):
     assert square.config.data.square == 320 and line(square, "images") == "squares of 320 pixels, as given"
 
 
+def test_a_square_of_0_that_is_given_keeps_the_ratio(tiny, tmp_path):
+    content = torch.load(tiny.teacher, weights_only=True)
+    content["meta"]["mgdet"]["data"]["square"] = 64
+    torch.save(content, tmp_path / "square.pth")
+    for given, square in (({}, 64), ({"data.square": 0}, 0)):
+        result = plan(str(tmp_path / "square.pth"), str(tiny.root), student="test_resnet", settings=given)
+        assert result.config.data.square == square
+
+
 def test_drops_and_warmup_follow_the_epochs_that_are_given(tiny):
     schedule = decided(tiny, student="resnet10t", settings={"schedule.epochs": 24}).config.schedule
     assert (schedule.drops, schedule.warmup_steps) == ((16, 22), 18)
@@ -147,6 +156,12 @@ class TestMethod:
         result = decided(tiny)
         assert (result.config.mgd.weight, result.config.mgd.share) == (0.0, 0.3)
         assert "the published weight is for necks of 256 channels" in line(result, "method")
+
+    def test_a_share_of_0_that_is_given_leaves_the_published_weight(self, tiny):
+        result = decided(tiny, settings={"mgd.share": 0.0})
+        assert (result.config.mgd.weight, result.config.mgd.share) == (2e-5, 0.0)
+        assert line(result, "method") == "mgd, mask ratio 0.65, weight 2e-05"
+        assert decided(tiny, settings={"mgd.share": 0.0, "pkd.weight": 10.0}).config.methods == ("pkd",)
 
 
 def write_wide(path):

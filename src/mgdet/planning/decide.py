@@ -122,7 +122,7 @@ class Decisions:
         """Why the published weight of MGD does not apply; empty where it does. Its loss is a sum over cells."""
         config, known = self.config, self.known.model
         if "mgd.share" in self.given:
-            return "as given"
+            return "as given" if config.mgd.share else ""
         if config.student.source or known.source:
             return "the published weight is for our own detectors"
         if {config.student.channels, known.channels} != {PUBLISHED_CHANNELS}:
@@ -150,7 +150,7 @@ class Decisions:
             return f"squares of {native[0]} pixels, the only size that the student takes"
         if data.square:
             return f"squares of {data.square} pixels, as given"
-        if self.known.square and self._same_classes() and not EDGES & self.given:
+        if self.known.square and self._same_classes() and not (EDGES | {"data.square"}) & self.given:
             data.square = self.known.square
             return f"squares of {data.square} pixels, as the teacher was tested on"
         if self.given >= EDGES:

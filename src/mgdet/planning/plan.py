@@ -170,7 +170,7 @@ def _recipe(teacher: ModelConfig, student: ModelConfig, given: Mapping[str, Any]
     if wanted != config.optimizer.name:
         config.optimizer = pair.optimizer if wanted == "adamw" else OptimizerConfig(lr=0.01)
     own = ("mgd.weight", "mgd.share")
-    if not any(name in given for name in own) and any(
+    if not any(given.get(name) for name in own) and any(
         given.get(f"{m}.{s}") for m in METHODS for s in ("weight", "share")
     ):
         config.mgd = MGDConfig()  # another method was asked for by name
