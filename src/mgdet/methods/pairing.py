@@ -42,13 +42,42 @@ def pair_levels(student: Sequence[Level], teacher: Sequence[Level], wanted: Sequ
             f"nothing can be distilled: the student has {_strides(student)}, the teacher {_strides(teacher)}"
         )
     if wanted:
-        return [_wanted_pair(text, student, teacher) for text in wanted]
+        pairs = [_wanted_pair(text, student, teacher) for text in wanted]
+        return list({pair.student: pair for pair in pairs}.values())  # see check_pairs
     nearest = [min((octaves(mine, theirs), i) for i, theirs in enumerate(teacher)) for mine in student]
     pairs = [Pair(i, found) for i, (distance, found) in enumerate(nearest) if distance <= HALF_AN_OCTAVE]
     if not pairs:
         i = min(range(len(student)), key=lambda level: nearest[level])
         pairs = [Pair(i, nearest[i][1])]
     return pairs
+
+
+def check_pairs(wanted: Sequence[str], student: Sequence[Level], teacher: Sequence[Level], *, finest: int = 0) -> None:
+    """Refuses pairs of which some would be left out without a word.
+
+    It is asked where a run starts: in a run of an earlier version the last pair of a level counts.
+
+    Args:
+        wanted, student, teacher: as `pair_levels` takes them.
+        finest: so many of the pairs a method takes, from the finest level on; 0: all.
+
+    Raises:
+        UserError: two pairs have the same level of the student, or those that the method takes are not the finest.
+    """
+    places = [_wanted_pair(text, student, teacher).student for text in wanted]
+    for i, place in enumerate(places):
+        if place in places[:i]:
+            first = wanted[places.index(place)]
+            raise UserError(
+                f"pairing.pairs has {first} and {wanted[i]}, but the student's level of stride "
+                f"{student[place].stride:g} learns from one level; leave one of them out"
+            )
+    if finest and set(places[:finest]) != set(sorted(places)[:finest]):
+        ordered = [wanted[places.index(place)] for place in sorted(places)]
+        raise UserError(
+            f"pkd.levels is {finest}, from the finest level on, but pairing.pairs begins with {wanted[0]}; give "
+            f"--pairing.pairs {' '.join(ordered)}"
+        )
 
 
 def octaves(a: Level, b: Level) -> float:

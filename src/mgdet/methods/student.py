@@ -58,6 +58,9 @@ class DistilledStudent(nn.Module):
         heads: methods that compare the heads' outputs, see `mgdet.methods.base.HeadMethod`.
         standardised: bring each channel of the teacher to mean 0 and standard deviation 1 over the batch.
 
+    Raises:
+        ValueError: a method is there twice for a level of the student.
+
     balance: the weights of the methods that were given a share.
     """
 
@@ -80,6 +83,8 @@ class DistilledStudent(nn.Module):
         for i, level in enumerate(levels):
             method, pair, share = level if isinstance(level, LevelMethod) else LevelMethod(level, Pair(i, i))
             name = f"loss_{method.name}_fpn_{pair.student}"
+            if name in self._pairs:
+                raise ValueError(f"two modules are {name}; a method compares each level of the student once")
             self.distill_losses[name], self._pairs[name] = method, pair
             if share:
                 shares[name] = share

@@ -20,7 +20,7 @@ from mgdet.methods.base import FeatureMethod
 from mgdet.methods.fgd import FGD
 from mgdet.methods.inherit import inherit
 from mgdet.methods.mgd import MGD
-from mgdet.methods.pairing import Pair, pair_levels, pairing_lines
+from mgdet.methods.pairing import Pair, check_pairs, pair_levels, pairing_lines
 from mgdet.methods.pkd import PKD
 from mgdet.methods.student import DistilledStudent, LevelMethod
 from mgdet.methods.teacher import Teacher
@@ -90,6 +90,9 @@ def build_models(
     elif len(classes) != teacher.num_classes or (checkpoint and checkpoint.classes not in (None, tuple(classes))):
         say(f"the teacher knows other classes than the data ({teacher.num_classes}); only its maps are used")
     sha256 = checkpoint.sha256 if checkpoint else sha256_of_tensors(teacher.state_dict())
+    if fresh:
+        finest = config.pkd.levels if config.pkd.on else 0
+        check_pairs(config.pairing.pairs, student.levels, teacher.levels, finest=finest)
     distilled = with_methods(config, student, teacher, say)
     precision = config.teacher.precision
     if precision == "step" and config.train.amp == "bf16":
