@@ -14,6 +14,7 @@ from mgdet import MGD, DistilledStudent
 from mgdet.detectors.face import Learned
 from mgdet.errors import UserError
 from mgdet.methods.balance import UNREACHED, Balance, gradient_norms
+from mgdet.methods.base import HeadMethod
 from mgdet.methods.pairing import Pair
 from mgdet.methods.student import LevelMethod
 from mgdet.structures import Seen, Target
@@ -170,6 +171,21 @@ class TestBalance:
             each.take(self.norms(own=(1.0, 2.0)))
         assert weights.state() == other.state()
         assert Balance({"loss_pull_fpn_0": 0}, {}).state() == {}
+
+
+def test_a_method_of_the_heads_alone_needs_no_pair_of_levels():
+    """And the teacher may have another number of taps."""
+
+    class Outputs(HeadMethod):
+        name = "outputs"
+
+        def forward(self, student, teacher, truth):
+            return 7.0 * student.taps[0].sum() + sum(tap.sum() for tap in teacher.taps)
+
+    student = DistilledStudent(Toy(), heads=[Outputs()])
+    assert student.reads_outputs
+    losses = student(torch.zeros(1), TARGETS, [torch.ones(1, 4, 2, 2)] * 3)
+    assert losses["loss_outputs"].item() == 7 * 2.0 * 16 + 3 * 16
 
 
 def test_only_modules_with_a_share_are_multiplied():

@@ -76,7 +76,7 @@ class DistilledStudent(nn.Module):
     ):
         super().__init__()
         self.student, self.standardised = student, standardised
-        self._one_for_each_tap = not any(isinstance(level, LevelMethod) for level in levels)
+        self._one_for_each_tap = bool(levels) and not any(isinstance(level, LevelMethod) for level in levels)
         self._pairs: dict[str, Pair] = {}
         self.distill_losses = nn.ModuleDict()
         shares: dict[str, float] = {}
