@@ -12,9 +12,11 @@ import mgdet
 from mgdet import api
 from mgdet.cli import main
 from mgdet.cli.distill import DistillArguments, parse_distill, settings_of
-from mgdet.config import Config
-from mgdet.engine.checkpoint import CONFIG_FILE, STATE_FILE
+from mgdet.config import Config, ModelConfig
+from mgdet.engine.checkpoint import CONFIG_FILE, STATE_FILE, make_folder, write_config
 from mgdet.errors import UserError
+from mgdet.planning.resume import planned_before
+from refusals import refusal
 from tiny import assert_same_state, start, wait_for
 
 QUICK = {"student.weights": "random", "schedule.epochs": 2, "train.log_every": 4, "data.workers": 0}
@@ -96,6 +98,29 @@ class TestDistill:
             distill(tiny, student="resnet18", **again)
         with pytest.raises(UserError, match="holds a distillation with no baseline; go on without --baseline"):
             distill(tiny, baseline=True, **again)
+
+    def test_resuming_refuses_another_teacher(self, tiny, folder):
+        """Whichever of the two is a file; one that has moved is taken, and known by its hash."""
+        distill(tiny, run_dir="run", settings=QUICK | {"train.stop_after": 5})
+        options = {"resume": True, "settings": {}, "student": "", "data": str(tiny.root)}
+        name, other = "torchvision:fasterrcnn_resnet50_fpn_v2", "torchvision:retinanet_resnet50_fpn"
+        own = refusal(planned_before, api.Path("run"), teacher=name, **options)
+        assert own == f"run holds a run of the teacher {tiny.teacher}, not of {name}; choose another --run-dir"
+        assert planned_before(api.Path("run"), teacher="moved.pth", **options).teacher.weights == "moved.pth"
+        config = config_of("run")
+        config.teacher = ModelConfig(detector=name, weights="pretrained")
+        make_folder(folder / "foreign")
+        write_config(folder / "foreign", config)
+        place = api.Path("foreign")
+        for given in (other, "some.pth"):
+            text = refusal(planned_before, place, teacher=given, **options)
+            assert text == f"foreign holds a run of the teacher {name}, not of {given}; choose another --run-dir"
+        assert planned_before(place, teacher=name, **options) == config
+        config.teacher.weights = "a run's.pth"
+        write_config(folder / "foreign", config)
+        for given, weights in ((name, "a run's.pth"), ("moved.pth", "moved.pth")):
+            assert planned_before(place, teacher=given, **options).teacher.weights == weights
+        assert f"of the teacher a run's.pth, not of {other}" in refusal(planned_before, place, teacher=other, **options)
 
     def test_resuming_what_never_began_begins(self, tiny):
         assert step_of(distill(tiny, run_dir="run", resume=True).folder) == STEPS

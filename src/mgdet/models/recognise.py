@@ -58,9 +58,14 @@ def recognise(source: str) -> Recognised:
     Raises:
         UserError: the source cannot be read, or holds a detector that this package does not have.
     """
-    if ":" in source and "://" not in source and not Path(source).exists():
+    if is_name(source):
         return _foreign(source)
     return recognise_checkpoint(read_checkpoint(source), source)
+
+
+def is_name(source: str) -> bool:
+    """Does this name a detector of another library, SOURCE:NAME, and no file, folder or URL?"""
+    return ":" in source and "://" not in source and not Path(source).exists()
 
 
 def recognise_checkpoint(checkpoint: Checkpoint, source: str = "") -> Recognised:

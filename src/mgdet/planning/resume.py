@@ -12,6 +12,7 @@ from typing import Any
 from mgdet.config import Config, ModelConfig
 from mgdet.engine.checkpoint import read_config
 from mgdet.errors import UserError
+from mgdet.models.recognise import PRETRAINED, is_name
 from mgdet.planning.settings import apply_settings
 from mgdet.planning.students import choose_student
 
@@ -31,7 +32,7 @@ def planned_before(
         None where the folder holds no run.
 
     Raises:
-        UserError: there is a run and it is not to be resumed, or its student has another name.
+        UserError: there is a run and it is not to be resumed, or its student or its teacher has another name.
     """
     config = read_config(folder)
     if config is None:
@@ -47,7 +48,11 @@ def planned_before(
                 f"{folder} holds a run of the student {_name(config.student)}, not of {_name(asked)}; choose another "
                 "--run-dir"
             )
-    if not config.teacher.source:
+    if is_name(teacher) or config.teacher.weights == PRETRAINED:
+        if teacher != config.teacher.detector:
+            known = config.teacher.detector if config.teacher.weights == PRETRAINED else config.teacher.weights
+            raise UserError(f"{folder} holds a run of the teacher {known}, not of {teacher}; choose another --run-dir")
+    else:
         config.teacher.weights = teacher
     config.data.root = data
     apply_settings(config, settings)
