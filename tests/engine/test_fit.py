@@ -13,24 +13,26 @@ import mgdet.engine.fit as fit
 import mgdet.engine.loop as loop
 from mgdet.cli import main
 from mgdet.cli.parsing import take_auto
-from mgdet.config import AugmentConfig
+from mgdet.config import AugmentConfig, ModelConfig
 from mgdet.data.coco import read_coco
 from mgdet.data.dataset import DetectionDataset
 from mgdet.data.transforms import View
 from mgdet.engine.step import Step
 from mgdet.errors import UserError
+from refusals import refusal
 from tiny import ALONE, assert_same_run, state_of
 
 GIB = 2**30
 
 
-@pytest.mark.parametrize("most", [1, 2, 7, 100])
-def test_the_search_finds_every_limit(most):
+@pytest.mark.parametrize(("least", "most"), [(1, 1), (1, 2), (1, 7), (1, 100), (2, 2), (2, 3), (2, 50)])
+def test_the_search_finds_every_limit(least, most):
     for limit in range(most + 3):
         asked = []
-        assert fit.largest(lambda n, limit=limit, asked=asked: asked.append(n) or n <= limit, most) == min(limit, most)
+        found = fit.largest(lambda n, limit=limit, asked=asked: asked.append(n) or n <= limit, most, least)
+        assert found == (min(limit, most) if limit >= least else 0)
         assert len(asked) == len(set(asked)) <= 2 * math.log2(most + 1) + 2
-        assert all(1 <= number <= most for number in asked)
+        assert all(least <= number <= most for number in asked)
 
 
 class FakeMemory:
@@ -72,6 +74,30 @@ def test_real_steps_are_taken_until_the_memory_is_full(tiny, data, monkeypatch, 
     number, why = fit.find_batch(tiny.config(), data, ALONE, memory)
     assert (number, why) == (limit, "the most that fit into 0.0 GiB")
     assert math.isfinite(memory.outcome.losses["loss"]) and "loss_mgd_fpn_0" in memory.outcome.losses
+
+
+class TestAStudentThatNeedsTwoImages:
+    """As one whose norms see one value per channel."""
+
+    @pytest.fixture
+    def config(self, monkeypatch, tiny):
+        config = tiny.config(distil=False)
+        config.student = ModelConfig(detector="torchvision:ssdlite320_mobilenet_v3_large", weights="random")
+        config.data.square, config.train.batch = 320, 1
+        return config
+
+    @pytest.mark.parametrize("limit", [2, 3])
+    def test_the_search_begins_with_two(self, config, data, monkeypatch, limit):
+        memory = FakeMemory(monkeypatch, limit)
+        assert fit.find_batch(config, data, ALONE, memory) == (limit, "the most that fit into 0.0 GiB")
+
+    def test_two_that_do_not_fit_are_said(self, config, data, monkeypatch):
+        text = refusal(fit.find_batch, config, data, ALONE, FakeMemory(monkeypatch, 1))
+        assert "not even 2 images of 320 x 320 pixels fit into 0.0 GiB; add --train.amp bf16" in text
+
+    def test_it_has_two_where_an_epoch_has_fewer(self, config, data, monkeypatch):
+        config.train.accumulate = 12
+        assert fit.find_batch(config, data, ALONE, FakeMemory(monkeypatch, 5)) == (2, "as many as an epoch has")
 
 
 def test_no_more_images_than_a_step_can_have(tiny, data, monkeypatch):

@@ -79,7 +79,7 @@ def with_batch(config: Config, data: DetectionDataset, world: World, folder: Pat
         folder: the run's folder; None: the run starts, whatever is where.
 
     Raises:
-        UserError: there is no GPU, or not even one image fits.
+        UserError: there is no GPU, or not even the smallest batch fits.
     """
     old = read_config(folder) if folder is not None else None
     if old is not None:
@@ -103,7 +103,7 @@ def find_batch(config: Config, data: DetectionDataset, world: World, memory: Mem
         memory: what is filled; None: the GPU of this process.
 
     Raises:
-        UserError: there is no GPU, or not even one image fits.
+        UserError: there is no GPU, or not even the smallest batch fits.
     """
     if memory is None:
         if world.device.type != "cuda":
@@ -114,32 +114,37 @@ def find_batch(config: Config, data: DetectionDataset, world: World, memory: Mem
     limit = int(SHARE * memory.free)
     most = min(MOST, max(1, len(data) // (config.train.accumulate * world.size)))
     examples = hardest_examples(config, data)
-    own = Trial(config, data.classes, examples, world, memory).largest(limit, most)  # which is let go of at once
+    trial = Trial(config, data.classes, examples, world, memory)
+    least = trial.least()
+    most = max(most, least)
+    own = trial.largest(limit, most, least)
+    del trial
     memory.forget()
     number = min(world.gather(own))
     height, width = padded_size(examples[0].target.size)
     room = f"{limit / 2**30:.1f} GiB"
     if not number:
+        images, fit = ("one image", "fits") if least == 1 else (f"{least} images", "fit")
         raise UserError(
-            f"train.batch auto: not even one image of {height} x {width} pixels fits into {room}; add --train.amp bf16 "
+            f"train.batch auto: not even {images} of {height} x {width} pixels {fit} into {room}; add --train.amp bf16 "
             "or --train.checkpoint-backbone, or lower --data.short-edge and --data.long-edge"
         )
     return number, "as many as an epoch has" if number == most else f"the most that fit into {room}"
 
 
-def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number from 1 to `most` that fits, where all smaller ones fit, too; 0 if none does.
+def largest(fits: Callable[[int], bool], most: int, least: int = 1) -> int:
+    """The largest number from `least` to `most` that fits, where all smaller ones fit, too; 0 if none does.
 
     Numbers are doubled until one does not fit, and then halved in between.
     """
-    good, number = 0, 1
+    good, number = least - 1, least
     while number <= most and fits(number):
         good, number = number, min(2 * number, most) if number < most else most + 1
     bad = number
     while bad - good > 1:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if fits(middle) else (good, middle)
-    return good
+    return good if good >= least else 0
 
 
 def hardest_examples(config: Config, data: DetectionDataset) -> list[Example]:
@@ -184,6 +189,8 @@ class Trial:
         self._examples, self._memory = examples, memory
         set_float32(world.device, exact=False)
         torch.manual_seed(config.train.seed)
+        # Else a student that needs two images would be refused before it is tried with them.
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch=max(2, config.train.batch)))
         models = world.in_turn(lambda: build_models(config, classes, fresh=True, say=lambda line: None))
         if config.train.checkpoint_backbone:
             recompute_backbone(models.student.student)
@@ -193,9 +200,17 @@ class Trial:
         self._average = Average(models.student.student, config.train.ema) if config.train.ema else None
         self._passes = min(2, config.train.accumulate)  # the second has the gradients of the first beside it
 
-    def largest(self, limit: int, most: int) -> int:
-        """The largest batch up to `most` that takes at most `limit` bytes; 0 if not even one image does."""
-        return largest(lambda batch: self.peak(batch) <= limit, most)
+    def least(self) -> int:
+        """The smallest batch that the student takes: 2 where a norm over the batch cannot learn from one image."""
+        try:
+            self.peak(1)
+        except UserError:
+            return 2
+        return 1
+
+    def largest(self, limit: int, most: int, least: int) -> int:
+        """The largest batch from `least` to `most` that takes at most `limit` bytes; 0 if not even `least` does."""
+        return largest(lambda batch: self.peak(batch) <= limit, most, least)
 
     def peak(self, batch: int) -> float:
         """The most memory that steps with so many images take, in bytes; infinite where there is not enough."""
