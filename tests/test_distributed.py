@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+from torch.distributed.launcher import api
 
 import mgdet.engine.loop as loop
 from mgdet.cli import main
@@ -324,6 +325,20 @@ def test_the_first_process_of_each_machine_goes_first(monkeypatch):
     for thread in threads:
         thread.join()
     assert (set(order[:2]), set(order[2:])) == ({0, 2}, {1, 3})
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(None, 600), ("45", 45)])
+def test_processes_that_are_asked_to_stop_have_time_to_save(monkeypatch, given, seconds):
+    """Where torch lets one say so; what the user says counts."""
+    configs = []
+    monkeypatch.setattr(api, "elastic_launch", lambda config, *_: configs.append(config) or (lambda *arguments: {}))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", given or "")
+    if given is None:
+        monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+    assert launch(2, ["train"]) == 0
+    if hasattr(configs[0], "shutdown_timeout"):
+        assert configs[0].shutdown_timeout == seconds
 
 
 def test_more_devices_than_gpus(monkeypatch):

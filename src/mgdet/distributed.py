@@ -24,6 +24,9 @@ USER_ERROR, LOST_PEER = 2, 1
 SIGNS_OF_A_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
 SECONDS_FOR_TORCHRUN = 5
 """How long torchrun may take to notice that a process failed, and to end the others."""
+SECONDS_TO_SAVE = 600
+"""How long processes that are asked to stop may take to end their step and to save, before torchrun kills them. Older
+versions of torch, such as 2.9, always give them 30 seconds."""
 LONGEST_WAIT = timedelta(hours=1)
 """How long processes wait for each other, e.g. while the first one downloads a teacher."""
 
@@ -168,6 +171,7 @@ def launch(devices: int, arguments: Sequence[str]) -> int:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_SAVE))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
