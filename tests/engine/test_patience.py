@@ -1,5 +1,7 @@
 """A run ends by itself once evaluations bring nothing better."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ import mgdet.engine.loop as loop
 from mgdet.distributed import World
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import CocoScores
+from refusals import refusal
 from tiny import ALONE, STEPS_PER_EPOCH, assert_same_state, records, state_of
 
 
@@ -74,6 +77,46 @@ def test_without_patience_it_runs_to_the_end(tiny, tmp_path, scores):
     scores([0.5] * 8)
     assert train(patient(tiny, 0), tmp_path / "run") == 0
     assert (state_of(tmp_path / "run").step, state_of(tmp_path / "run").stale) == (48, 7)
+
+
+def empty_validation(tiny, folder, *, crowds):
+    """The data set with no object in its validation split that counts."""
+    shutil.copytree(tiny.root, folder)
+    file = folder / "annotations" / "val.json"
+    content = json.loads(file.read_text())
+    content["annotations"] = [each | {"iscrowd": 1} for each in content["annotations"]] if crowds else []
+    file.write_text(json.dumps(content))
+    return str(folder)
+
+
+@pytest.mark.parametrize("crowds", [False, True])
+def test_patience_needs_an_object_that_counts(tiny, tmp_path, crowds):
+    config = patient(tiny, 2)
+    config.data.root = empty_validation(tiny, tmp_path / "data", crowds=crowds)
+    text = refusal(train, config, tmp_path / "run")
+    assert text.startswith("train.patience is 2, but no object in '") and "val.json' counts in an evaluation" in text
+    assert not (tmp_path / "run").exists()
+    config.train = replace(config.train, patience=0, stop_after=STEPS_PER_EPOCH)
+    assert train(config, tmp_path / "run") == 0
+
+
+def test_a_run_that_began_without_such_objects_goes_on_to_its_end(tiny, tmp_path, scores, monkeypatch):
+    """As a version before would have begun it."""
+    monkeypatch.setattr("mgdet.engine.prepare.check_patience", lambda *_: None)
+    scores([-1.0] * 8)
+    assert train(patient(tiny, 2, stop_after=3 * STEPS_PER_EPOCH), tmp_path / "run") == 0
+    state = state_of(tmp_path / "run")
+    assert (state.step, state.best, state.stale) == (3 * STEPS_PER_EPOCH, -1.0, 0)
+    state.stale = 3
+    state.save(tmp_path / "run")
+    assert train(patient(tiny, 2), tmp_path / "run", resume=True) == 0
+    assert state_of(tmp_path / "run").step == 8 * STEPS_PER_EPOCH
+
+
+def test_an_evaluation_without_a_value_is_not_counted(tiny, tmp_path, scores):
+    scores([-1.0, -1.0, 0.2, -1.0, 0.1, 0.1, 0.9])
+    assert train(patient(tiny, 2), tmp_path / "run") == 0
+    assert (state_of(tmp_path / "run").step, state_of(tmp_path / "run").best) == (6 * STEPS_PER_EPOCH, 0.2)
 
 
 def test_patience_needs_evaluations(tiny, tmp_path):

@@ -208,7 +208,7 @@ class Run:
 
     def _has_settled(self) -> bool:
         """Have the last `train.patience` evaluations brought nothing better?"""
-        return 0 < self.config.train.patience <= self.stale
+        return 0 < self.config.train.patience <= self.stale and self.best >= 0
 
     def _share_buffers(self) -> None:
         """Gives every process the first one's statistics of norms."""
@@ -326,7 +326,7 @@ class Run:
             for metric in metrics:
                 self.log.evaluation(self.step, metric, scores[metric].stats)
             score = scores[metrics[0]].stats["AP"]
-            self.stale += 1
+            self.stale += int(score >= 0)  # below 0 nothing counts, and it says nothing of the student
             if score > self.best:
                 self.best, self.stale = score, 0
                 self._save_student(BEST_FILE)

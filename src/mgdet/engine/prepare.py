@@ -17,6 +17,7 @@ from mgdet.engine.feed import open_data, sampler_of
 from mgdet.engine.fit import with_batch
 from mgdet.engine.recomputed import recompute_backbone
 from mgdet.engine.schedule import check_drops, schedule_notes
+from mgdet.evaluate.coco import check_patience
 from mgdet.models import Models, build_models
 from mgdet.precision import set_float32
 
@@ -78,6 +79,7 @@ def prepare(
     state = find_run(folder, config, resume=resume) if folder is not None else None
     if state is None:
         check_drops(config.schedule)
+        check_patience(val_data.records, config.train.metrics[0], config.train.patience)
     step = state.step if state is not None else 0
     if folder is not None:
         check_all_see_it(folder, world.gather(step))

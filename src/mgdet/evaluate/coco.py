@@ -128,6 +128,27 @@ def check_truth(records: Records, metrics: Sequence[str]) -> None:
         raise UserError(f"metric segm needs masks, and no object in '{records.source}' has one{why}; choose bbox")
 
 
+def check_patience(records: Records, metric: str, patience: int) -> None:
+    """Refuses to wait for a better AP where no object counts, so that there is none.
+
+    Args:
+        records: what is evaluated on.
+        metric: "bbox" or "segm".
+        patience: `train.patience`.
+
+    Raises:
+        UserError: it is above 0, and the objects, if there are any, are crowds or, for "segm", without a mask.
+    """
+    counts = ~records.crowd
+    if metric == "segm":
+        counts &= records.spans[:, 1] > records.spans[:, 0]
+    if patience and not counts.any():
+        raise UserError(
+            f"train.patience is {patience}, but no object in '{records.source}' counts in an evaluation, so {metric} "
+            "AP has no value; give --train.patience 0, or other validation images"
+        )
+
+
 def evaluator(truth: hotcoco.COCO, results: list[dict[str, Any]], metric: str) -> hotcoco.COCOeval:
     """hotcoco's evaluator of one metric, after it has matched all detections.
 
