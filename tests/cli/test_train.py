@@ -91,6 +91,13 @@ class TestTrain:
         text = refused(*tiny.arguments("train", distil=False), "--run-dir", "run", "--resume")
         assert "holds a run with inherit True" in text
 
+    @pytest.mark.parametrize("command", ["train", "check"])
+    def test_a_setting_of_the_other_shape_of_a_schedule(self, tiny, refused, command):
+        text = refused(command, "pair", "--data.root", tiny.root, "--schedule.drops", "8", "11")
+        assert text.startswith("schedule.drops is 8 11, but schedule.shape is cosine, which has no drops; give --sched")
+        text = refused(*tiny.arguments(command), "--schedule.cosine-floor", "0.1")
+        assert text.startswith("schedule.cosine_floor is 0.1, but schedule.shape is steps, which has no floor; give --")
+
     def test_a_run_folder_that_cannot_be_made(self, tiny, folder, refused):
         (folder / "file").write_text("precious")
         for run_dir in ("file", "file/inside"):

@@ -16,6 +16,7 @@ from mgdet.models import build_models
 from mgdet.planning import decide
 from mgdet.planning.plan import FAMILIES, plan
 from mgdet.recipes import RECIPES
+from refusals import refusal
 from tiny import CLASSES, write_detector
 
 SMALL = {"student.weights": "random"}
@@ -96,6 +97,48 @@ def test_a_square_of_0_that_is_given_keeps_the_ratio(tiny, tmp_path):
 def test_drops_and_warmup_follow_the_epochs_that_are_given(tiny):
     schedule = decided(tiny, student="resnet10t", settings={"schedule.epochs": 24}).config.schedule
     assert (schedule.drops, schedule.warmup_steps) == ((16, 22), 18)
+
+
+class TestShapeOfTheSchedule:
+    """The student on test_resnet has a recipe with a cosine, that on resnet10t one with drops."""
+
+    def rate(self, result):
+        return line(result, "rate").partition("), ")[2]
+
+    def test_given_drops_take_the_place_of_a_cosine(self, tiny):
+        result = decided(tiny, settings={"schedule.drops": (100, 200)})
+        assert (result.config.schedule.shape, result.config.schedule.drops) == ("steps", (100, 200))
+        assert self.rate(result) == "divided by 10 after epochs 100 and 200"
+
+    def test_a_cosine_has_no_drops(self, tiny):
+        result = decided(tiny, student="resnet10t", settings={"schedule.shape": "cosine"})
+        assert result.config.schedule.drops == () and self.rate(result) == "falling as a cosine"
+
+    def test_steps_in_place_of_a_cosine_have_the_published_drops(self, tiny):
+        result = decided(tiny, settings={"schedule.shape": "steps", "schedule.epochs": 24})
+        assert result.config.schedule.drops == (16, 22)
+        constant = decided(tiny, settings={"schedule.shape": "steps", "schedule.drops": ()})
+        assert constant.config.schedule.drops == () and self.rate(constant) == "constant"
+
+    @pytest.mark.parametrize(
+        ("student", "settings", "words"),
+        [
+            (
+                "test_resnet",
+                {"schedule.shape": "cosine", "schedule.drops": (8, 11)},
+                "schedule.drops is 8 11, but schedule.shape is cosine, which has no drops; give --schedule.shape steps",
+            ),
+            ("resnet10t", {"schedule.cosine_floor": 0.1}, "schedule.cosine_floor is 0.1, but schedule.shape is steps"),
+            ("test_resnet", {"schedule.cosine_floor": 0.1, "schedule.drops": (8,)}, "which has no floor; give --sched"),
+            (
+                "test_resnet",
+                {"schedule.epochs": 4, "schedule.drops": (2, 4)},
+                "schedule.drops is 2 4, but schedule.epochs is 4, so the rate would not fall after 4",
+            ),
+        ],
+    )
+    def test_what_would_be_ignored_is_refused(self, tiny, student, settings, words):
+        assert words in refusal(decided, tiny, student=student, settings=settings)
 
 
 def test_another_method_takes_mgds_place(tiny):

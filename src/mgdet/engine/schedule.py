@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from mgdet.config import OptimizerConfig, ScheduleConfig
 from mgdet.errors import UserError
@@ -54,12 +54,39 @@ def check_drops(config: ScheduleConfig) -> None:
     late = [drop for drop in config.drops if drop >= config.epochs]
     if config.shape != "steps" or not late:
         return
-    usual = sorted({max(1, round(share * config.epochs)) for share in USUAL_DROPS} - {config.epochs})
+    usual = usual_drops(config.epochs)
     drops = f"drops below {config.epochs}, e.g. --schedule.drops {_listed(usual)}, or " if usual else ""
     raise UserError(
         f"schedule.drops is {_listed(config.drops)}, but schedule.epochs is {config.epochs}, so the rate would not "
         f"fall after {' and '.join(map(str, late))}; give {drops}--schedule.shape cosine"
     )
+
+
+def usual_drops(epochs: int) -> tuple[int, ...]:
+    """The published drops for so many epochs, as epochs."""
+    return tuple(sorted({max(1, round(share * epochs)) for share in USUAL_DROPS} - {epochs}))
+
+
+def check_given(config: ScheduleConfig, given: Collection[str]) -> None:
+    """Refuses settings of the one shape of a schedule that were given where it has the other.
+
+    Args:
+        config: the schedule.
+        given: names of the settings that a user gave, as in `schedule.drops`.
+
+    Raises:
+        UserError: one of them would be ignored.
+    """
+    if config.shape == "cosine" and config.drops and "schedule.drops" in given:
+        raise UserError(
+            f"schedule.drops is {_listed(config.drops)}, but schedule.shape is cosine, which has no drops; give "
+            "--schedule.shape steps, or leave the drops out"
+        )
+    if config.shape == "steps" and "schedule.cosine_floor" in given:
+        raise UserError(
+            f"schedule.cosine_floor is {config.cosine_floor:g}, but schedule.shape is steps, which has no floor; give "
+            "--schedule.shape cosine, or leave the floor out"
+        )
 
 
 def schedule_notes(config: ScheduleConfig, steps_per_epoch: int) -> list[str]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from mgdet.config import Config, DataConfig
+from mgdet.config import Config, DataConfig, ScheduleConfig
 from mgdet.data.dataset import DetectionDataset
 from mgdet.data.records import Records
 from mgdet.data.sampler import steps_in_epoch
 from mgdet.detectors.face import Face
-from mgdet.engine.schedule import scaled_lr
+from mgdet.engine.schedule import check_given, scaled_lr, usual_drops
 from mgdet.models.recognise import Recognised
 from mgdet.planning.memory import measure_footprint, memory_for_training
 from mgdet.planning.rules import (
@@ -218,7 +218,7 @@ class Decisions:
 
     def schedule(self) -> str:
         """How many epochs, when the rate falls, and how often is evaluated, for as many steps as the images make."""
-        config, recipe, given = self.config, self.recipe.schedule, self.given
+        config, recipe, given = self.config, self._schedule_in_shape(), self.given
         steps = steps_in_epoch(self.images.train.portrait, self._images_per_step())
         epochs = config.schedule.epochs if "schedule.epochs" in given else epochs_for(recipe.epochs, steps)
         planned = stretched(recipe, epochs, steps)
@@ -237,6 +237,20 @@ class Decisions:
             why += f"{FEWEST_STEPS:,} is the minimum"
             why += f", but {MOST_EPOCHS} epochs is the maximum" if epochs == MOST_EPOCHS else ""
         return f"{total}: {why}"
+
+    def _schedule_in_shape(self) -> ScheduleConfig:
+        """The recipe's schedule in the shape that is asked for: given drops ask for steps.
+
+        Raises:
+            UserError: a setting of the other shape is given.
+        """
+        schedule, recipe, given = self.config.schedule, self.recipe.schedule, self.given
+        if schedule.drops and "schedule.drops" in given and "schedule.shape" not in given:
+            schedule.shape = "steps"
+        check_given(schedule, given)
+        if schedule.shape == recipe.shape:
+            return recipe
+        return replace(recipe, drops=usual_drops(recipe.epochs) if schedule.shape == "steps" else ())
 
     def rate(self) -> str:
         """What the rate comes to for the images of a step; nothing is decided here."""
