@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mgdet.config import ModelConfig
+from mgdet.engine.recomputed import recompute_backbone
 from mgdet.planning import memory
 from mgdet.planning.memory import measure_footprint, memory_for_training, probe_detectors
 from mgdet.recipes import load_recipe
@@ -77,6 +78,33 @@ def test_the_optimizer_remembers():
     config.optimizer.name, config.optimizer.lr = "adamw", 1e-4
     trained = sum(p.numel() for p in probe_detectors(config, CLASSES)[0].parameters() if p.requires_grad)
     assert footprint(config).fixed - sgd == 4 * trained
+
+
+def test_a_backbone_that_is_computed_again_keeps_its_inputs_and_one_block():
+    config = alone()
+    plain = footprint(config)
+    student, _ = probe_detectors(config, CLASSES)
+    recompute_backbone(student)
+    inputs = measure_footprint(config, student, None)
+    config.train = replace(config.train, checkpoint_backbone=True)
+    again = footprint(config)
+    assert again.fixed == plain.fixed
+    assert inputs.per_pixel < again.per_pixel < plain.per_pixel
+    student, _ = probe_detectors(config, CLASSES)
+    block = student.train().backbone.layer1[0]
+    with memory._kept() as kept:
+        block(torch.randn(1, block.conv1.in_channels, 80, 80))
+    assert again.per_pixel - inputs.per_pixel == pytest.approx(memory.GRADIENTS * kept.total() / 320**2, rel=0.1)
+
+
+def test_the_average_of_the_weights_is_a_student_more():
+    config = alone()
+    without = footprint(config).fixed
+    config.train.ema = 0.99
+    student, _ = probe_detectors(config, CLASSES)
+    assert footprint(config).fixed - without == sum(
+        value.numel() * value.element_size() for value in (*student.parameters(), *student.buffers())
+    )
 
 
 def test_a_student_of_one_size_is_measured_at_it():

@@ -26,21 +26,22 @@ def recompute_blocks(network: nn.Module) -> int:
     Args:
         network: is changed; a copy made later behaves alike.
     """
-    blocks = list(_blocks(network))
+    blocks = list(blocks_of(network))
     for block in blocks:
         block.forward = functools.partial(_run, block, block.forward)
     return len(blocks)
 
 
-def _blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """The outermost blocks in sequences, and the innermost elements of dictionaries that have none inside."""
+def blocks_of(network: nn.Module) -> Iterator[nn.Module]:
+    """What `recompute_blocks` has computed again: the outermost blocks in sequences, and the innermost elements of
+    dictionaries that have none inside."""
     in_sequence = isinstance(network, nn.Sequential | nn.ModuleList)
     for child in network.children():
         whole = _num_layers(child) >= LAYERS_PER_BLOCK and not isinstance(child, nn.Sequential | nn.ModuleList)
         if in_sequence and whole:
             yield child
             continue
-        inside = list(_blocks(child))
+        inside = list(blocks_of(child))
         yield from inside or ([child] if whole and isinstance(network, nn.ModuleDict) else [])
 
 

@@ -15,6 +15,7 @@ from mgdet.data.batch import Batch
 from mgdet.detectors.face import Face
 from mgdet.distributed import World
 from mgdet.engine.memory import free_memory
+from mgdet.engine.recomputed import recomputed_blocks
 from mgdet.engine.step import Step
 from mgdet.layers.inference import inference_form
 from mgdet.methods.student import DistilledStudent
@@ -126,12 +127,13 @@ def _per_image(step: Step, size: tuple[int, int]) -> float:
     torch.manual_seed(0)
     images = batch.images(face.pixels).contiguous(memory_format=torch.channels_last)
     step.model.train()
+    blocks = recomputed_blocks(face) if step.config.train.checkpoint_backbone else []
     with step.autocast(), _largest_output(step.teacher) as largest:
         shown = step.show(batch, images)
-        with _kept() as kept:
+        with _kept() as kept, _computed_again(blocks, kept) as block:
             step.model(images, batch.targets, shown)
     seen = sum(_bytes(tap) for tap in getattr(shown, "taps", ()))
-    total = GRADIENTS * kept.total() + WORKING_COPIES * largest.bytes + seen + _bytes(images)
+    total = GRADIENTS * (kept.total() + block.bytes) + WORKING_COPIES * largest.bytes + seen + _bytes(images)
     return total / PROBED
 
 
@@ -185,6 +187,33 @@ class _Largest:
 
 
 @contextlib.contextmanager
+def _computed_again(blocks: Sequence[nn.Module], kept: _Kept) -> Iterator[_Largest]:
+    """Has only the inputs of blocks count as kept, and gives the bytes of the block that keeps most: the backward pass
+    computes one after the other again."""
+    largest, before = _Largest(), dict[int, int]()
+
+    def enter(block: nn.Module, inputs: Any) -> None:
+        nonlocal before
+        before = dict(kept.storages)
+
+    def leave(block: nn.Module, inputs: Any, output: Any) -> None:
+        largest.bytes = max(largest.bytes, kept.total() - sum(before.values()))
+        kept.storages = before
+        for tensor in inputs:
+            for part in tensor if isinstance(tensor, list | tuple) else [tensor]:
+                if isinstance(part, Tensor):
+                    kept.add(part)
+
+    handles = [block.register_forward_pre_hook(enter) for block in blocks]
+    handles += [block.register_forward_hook(leave) for block in blocks]
+    try:
+        yield largest
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
 def _largest_output(module: nn.Module | None) -> Iterator[_Largest]:
     """The bytes of the largest tensor that a layer inside of `module` gives."""
     largest = _Largest()
@@ -203,12 +232,14 @@ def _largest_output(module: nn.Module | None) -> Iterator[_Largest]:
 
 
 def _weights(step: Step) -> int:
-    """Bytes of all weights, of the gradients, and of what the optimizer remembers of each."""
+    """Bytes of all weights and their average, of the gradients, and of what the optimizer remembers of each."""
     trained = sum(_bytes(parameter) for parameter in step.parameters)
     copies = 3 if step.config.optimizer.name == "adamw" else 2
     everything: list[Callable[[], Iterator[Tensor]]] = [step.student.parameters, step.student.buffers]
     if step.teacher is not None:
         everything += [step.teacher.parameters, step.teacher.buffers]
+    if step.config.train.ema:
+        everything += [step.student.student.parameters, step.student.student.buffers]
     return sum(_bytes(tensor) for tensors in everything for tensor in tensors()) + copies * trained
 
 
