@@ -10,8 +10,9 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 
-from mgdet.engine.display import Status, clock
+from mgdet.engine.display import Status, block, clock
 from mgdet.engine.logging import RunLog
 
 LOSSES = {"loss": 1.25, "loss_cls": 0.5, "loss_bbox": 0.25, "loss_mgd_fpn_0": 0.4, "loss_mgd_fpn_1": 0.1}
@@ -124,6 +125,21 @@ def test_a_run_without_distillation_has_no_mgd_part(tmp_path, capsys):
     with open_log(tmp_path) as log:
         log.step(1, epoch=0.1, losses={"loss": 1.0, "loss_cls": 1.0}, **POINT)
     assert "MGD" not in capsys.readouterr().out
+
+
+def test_the_losses_of_each_method_are_apart(tmp_path, capsys):
+    """On the lines and in the live display, also where MGD is off."""
+    losses = {"loss": 2.0, "loss_cls": 1.0, "loss_pkd_fpn_0": 0.25, "loss_pkd_fpn_1": 0.5, "loss_fgd_fpn_0": 0.25}
+    with open_log(tmp_path) as log:
+        log.step(1, epoch=0.1, losses=losses, **POINT)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "|  loss_cls 1.0000  |  PKD: fpn_0 0.2500 fpn_1 0.5000  |  FGD: fpn_0 0.2500  |" in line
+    status = Status("a run", total_steps=10, step=1, losses=losses)
+    console = Console(width=120, color_system=None)
+    with console.capture() as captured:
+        console.print(block(status))
+    assert re.search(r"detector +1\.0000 +PKD +0\.7500 +FGD +0\.2500 +speed", captured.get())
+    assert re.search(r"all losses +2\.0000", captured.get())
 
 
 def test_other_ranks_are_silent(tmp_path, capfd):

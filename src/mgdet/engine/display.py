@@ -12,7 +12,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-MGD_PREFIX = "loss_mgd_"
+from mgdet.config import METHODS
+
 SHARE_PREFIX = "share_"
 
 _REDRAW_SECONDS = 0.5
@@ -86,6 +87,22 @@ def block(status: Status) -> Group:
     return Group(*parts)
 
 
+def split_losses(losses: dict[str, float]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """The detector's own losses, and those of each method by level.
+
+    Args:
+        losses: the total first, which is left out.
+    """
+    _, *names = losses
+    prefixes = {method: f"loss_{method}_" for method in METHODS}
+    methods = {
+        method: {name.removeprefix(prefix): losses[name] for name in names if name.startswith(prefix)}
+        for method, prefix in prefixes.items()
+    }
+    own = {name: losses[name] for name in names if not name.startswith(tuple(prefixes.values()))}
+    return own, {method: values for method, values in methods.items() if values}
+
+
 def clock(seconds: float | None) -> str:
     """`1:02:03`, or `-:--:--` where it is not known."""
     if seconds is None:
@@ -112,13 +129,15 @@ def _progress(status: Status) -> Table:
 
 
 def _columns(status: Status) -> Table:
-    """Small tables side by side: the detector's losses, MGD's by level, shares of the gradient, and the speed."""
+    """Small tables side by side: the detector's losses, each method's by level, shares of the gradient, the speed."""
     total, *_ = status.losses
-    mgd = {name.removeprefix(MGD_PREFIX): v for name, v in status.losses.items() if name.startswith(MGD_PREFIX)}
-    own = {name: v for name, v in status.losses.items() if name != total and not name.startswith(MGD_PREFIX)}
-    groups = [_group("detector", {name: f"{v:.4f}" for name, v in own.items()}, f"{sum(own.values()):.4f}")]
-    if mgd:
-        groups.append(_group("MGD", {name: f"{v:.4f}" for name, v in mgd.items()}, f"{sum(mgd.values()):.4f}"))
+    own, methods = split_losses(status.losses)
+    parts = {"detector": own} | {method.upper(): losses for method, losses in methods.items()}
+    groups = [
+        _group(title, {name: f"{v:.4f}" for name, v in losses.items()}, f"{sum(losses.values()):.4f}")
+        for title, losses in parts.items()
+    ]
+    if methods:
         groups[0].add_row("")
         groups[0].add_row("all losses", f"{status.losses[total]:.4f}", style="bold")
     if status.shares:

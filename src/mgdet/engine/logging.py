@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mgdet.engine.display import MGD_PREFIX, SHARE_PREFIX, Display, Status, clock
+from mgdet.engine.display import SHARE_PREFIX, Display, Status, clock, split_losses
 from mgdet.engine.trackers import Tracker, first_line
 from mgdet.files import atomic_write
 
@@ -101,7 +101,7 @@ class RunLog:
         Args:
             step: steps done.
             epoch: epochs done, with a fraction.
-            losses: the total first, then each loss; MGD's are named loss_mgd_*, one per level.
+            losses: the total first, then each loss; a method's are named loss_<method>_*, one per level.
             lr: learning rate of this step.
             grad_norm: L2 norm before clipping.
             images_per_second: over all processes.
@@ -194,16 +194,19 @@ class RunLog:
 
     def _step_line(self) -> str:
         status = self._status
-        (total, loss), *rest = status.losses.items()
-        own = " ".join(f"{name} {v:.4f}" for name, v in rest if not name.startswith(MGD_PREFIX))
-        mgd = " ".join(f"{name.removeprefix(MGD_PREFIX)} {v:.4f}" for name, v in rest if name.startswith(MGD_PREFIX))
+        (total, loss), *_ = status.losses.items()
+        own, methods = split_losses(status.losses)
         parts = [f"step {status.step:,}/{status.total_steps:,}", f"epoch {status.epoch:.2f}", f"{total} {loss:.4f}"]
-        parts += [own] if own else []
-        parts += [f"MGD: {mgd}"] if mgd else []
+        parts += [_values(own)] if own else []
+        parts += [f"{method.upper()}: {_values(losses)}" for method, losses in methods.items()]
         shares = " ".join(f"{name[max(0, name.find('fpn_')) :]} {value}" for name, value in status.shares.items())
         parts += [f"gradient share: {shares}"] if shares else []
         parts += [f"{name} {value}" for name, value in status.speed.items()]
         return "  |  ".join([*parts, f"{clock(status.seconds_left)} left"])
+
+
+def _values(losses: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.4f}" for name, value in losses.items())
 
 
 def cut_metrics(path: Path, step: int, evaluated: bool) -> None:
