@@ -21,7 +21,7 @@ from mgdet.interop.weights import read_checkpoint, save_checkpoint
 from mgdet.planning.check import before_training, check, examine
 from mgdet.planning.judge_teacher import judge_teacher
 from mgdet.planning.report import Report
-from mgdet.planning.trial import undone
+from mgdet.planning.trial import first_batch, try_step, undone
 from tiny import ALONE, assert_same_run, assert_same_tensors
 
 
@@ -205,6 +205,22 @@ def test_rows_of_a_run_that_may_start(tiny, tmp_path):
     table = report.table()
     assert all(what in table for what in ("step", "gradient", "memory", "time", "disk"))
     assert max(map(len, table.splitlines())) <= 100
+
+
+def test_the_gradient_of_one_micro_batch_is_not_divided_by_those_of_a_step(tiny, monkeypatch):
+    """And the rate is that of the run's first step, over all passes and processes."""
+    found, rates = [], []
+    take = Step.take
+    batch, _ = first_batch(prepare(tiny.config(), None, resume=False, world=ALONE), 2)
+    monkeypatch.setattr(Step, "take", lambda *a, lr, **o: rates.append(lr) or take(*a, lr=lr, **o))
+    for accumulate in (1, 4):
+        config = tiny.config()
+        config.train.accumulate = accumulate
+        prepared = prepare(config, None, resume=False, world=ALONE, processes=2)
+        found.append(try_step(prepared, batch, 0.0).outcome.grad_norm)
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    warmup = config.schedule.warmup_ratio
+    assert rates[-1] == pytest.approx(0.08 * 2 * 4 * 2 / 16 * warmup)
 
 
 def test_the_proposed_weight_gives_the_proposed_share(tiny, tmp_path):

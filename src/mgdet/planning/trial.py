@@ -15,7 +15,7 @@ from mgdet.data.batch import Batch, collate
 from mgdet.distributed import World
 from mgdet.engine.memory import memory_now, peak_memory
 from mgdet.engine.prepare import Prepared
-from mgdet.engine.schedule import learning_rate
+from mgdet.engine.schedule import learning_rate, scaled_lr
 from mgdet.engine.step import Outcome, Step
 from mgdet.methods.student import DistilledStudent
 
@@ -68,13 +68,15 @@ def try_step(prepared: Prepared, batch: Batch, reading: float, *, bf16: bool = F
         seconds: further steps are taken as long as they end within this, where the run is long.
     """
     config, device = prepared.config, prepared.world.device
-    if bf16:
-        config = replace(config, train=replace(config.train, amp="bf16"))
+    images = config.train.batch * config.train.accumulate * prepared.processes
+    lr = scaled_lr(config.optimizer, images)
+    # A step divides its losses by its micro-batches, and here is one.
+    config = replace(config, train=replace(config.train, accumulate=1, amp="bf16" if bf16 else config.train.amp))
     student = prepared.models.student
     with undone(student, device):
         stepper = Step(student, prepared.models.teacher, config, World(rank=0, size=1, device=device))
         stepper.model.train()
-        rate = learning_rate(0, lr=stepper.lr, steps_per_epoch=prepared.sampler.steps_per_epoch, config=config.schedule)
+        rate = learning_rate(0, lr=lr, steps_per_epoch=prepared.sampler.steps_per_epoch, config=config.schedule)
         before = memory_now(device)
         times, outcome = list[float](), None
         while not times or (
