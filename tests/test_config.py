@@ -6,11 +6,13 @@ import copy
 from dataclasses import dataclass, replace
 
 import pytest
+import torch
 
 from mgdet.config import Config
 from mgdet.errors import UserError
 from mgdet.recipes import load_recipe
 from mgdet.sections import Section
+from refusals import refusal
 from tiny import alone, distilled, model
 
 
@@ -65,6 +67,14 @@ def test_what_must_fit_together_may_be_set_one_after_the_other():
     config.mgd.weight, config.teacher = 0, model()
     with pytest.raises(UserError, match="there is a teacher, but nothing is learned from it"):
         config.check_together()
+
+
+def test_a_seed_is_one_that_torch_knows():
+    config = distilled()
+    config.train.seed = 2**64 - 1
+    torch.Generator().manual_seed(config.train.seed)
+    for seed in (-1, 2**64):
+        assert refusal(setattr, config.train, "seed", seed) == f"train.seed is {seed}; give 0 or more, below 2**64"
 
 
 def test_adamw_does_not_take_over_the_rate_of_sgd():

@@ -86,4 +86,5 @@ def test_what_a_demo_refuses(tmp_path):
         return str(caught.value)
 
     assert refused(pair="retinanett") == "there is no pair 'retinanett'; did you mean 'retinanet'?"
-    assert refused(seed=-1) == "--seed is -1; give 0 or more"
+    for seed in (-1, 2**64):
+        assert refused(seed=seed) == f"--seed is {seed}; give 0 or more, below 2**64"

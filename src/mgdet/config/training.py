@@ -9,6 +9,9 @@ from mgdet.sections import Section, require
 
 Metric = Literal["bbox", "segm"]
 
+SEEDS = 2**64
+"""Seeds that torch knows, from 0 on."""
+
 SGD_RATES_FROM = 0.01
 """Learning rates for 16 images from here on are for SGD; AdamW diverges at them."""
 
@@ -123,7 +126,7 @@ class TrainConfig(Section):
         for name in ("batch", "accumulate", "log_every", "save_every"):
             require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; give 1 or more")
         require(self.eval_every >= 0, f"train.eval_every is {self.eval_every}; give 0 or more")
-        require(self.seed >= 0, f"train.seed is {self.seed}; give 0 or more")
+        require(0 <= self.seed < SEEDS, f"train.seed is {self.seed}; give 0 or more, below 2**64")
         require(self.stop_after >= 0, f"train.stop_after is {self.stop_after}; give 0 or more")
         require(self.patience >= 0, f"train.patience is {self.patience}; give 0 or more")
         require(0 <= self.ema < 1, f"train.ema is {self.ema}; give a decay from 0 to below 1, e.g. 0.9998")

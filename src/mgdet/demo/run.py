@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mgdet.config import Config
+from mgdet.config.training import SEEDS
 from mgdet.data.batch import collate
 from mgdet.data.coco import read_coco
 from mgdet.data.dataset import DetectionDataset
@@ -77,8 +78,8 @@ def demo(out: Path, *, pair: str, quick: bool, seed: int, say: Callable[[str], N
     """
     if pair not in PAIRS:
         raise UserError(f"there is no pair '{pair}'{nearest(pair, PAIRS)}")
-    if seed < 0:
-        raise UserError(f"--seed is {seed}; give 0 or more")
+    if not 0 <= seed < SEEDS:
+        raise UserError(f"--seed is {seed}; give 0 or more, below 2**64")
     root = out / "shapes"
     say(f"making the data set {root}")
     length = PAIRS[pair].quick if quick else PAIRS[pair].full
