@@ -7,7 +7,9 @@ from pathlib import Path
 from mgdet.errors import UserError
 from mgdet.interop.names import is_detector, some
 from mgdet.interop.weights import Checkpoint, read_checkpoint, save_checkpoint
+from mgdet.layers.conv import MAX_GROUPS, count_groups
 from mgdet.models import rebuild, recognise_checkpoint
+from mgdet.models.fixed import GROUP_NORMS
 from mgdet.structures import IMAGENET, Pixels
 
 KINDS = {
@@ -86,14 +88,19 @@ def _recognised_lines(checkpoint: Checkpoint) -> list[str]:
         return [] if checkpoint.config is not None else [f"mgdet cannot run it: {error}"]
     if checkpoint.config is None:
         return list(recognised.lines)
-    model = recognised.model
+    model, lines = recognised.model, []
     pixels = Pixels(model.mean, model.std, model.bgr)
-    if (model.style, pixels) == ("pytorch", IMAGENET):
-        return []
-    return [
-        f"MMDetection must build its backbone with style='{model.style}' and normalise with mean={[*pixels.mean]}, "
-        f"std={[*pixels.std]} and to_rgb={not pixels.bgr} (bgr_to_rgb={not pixels.bgr} in 3.x)"
-    ]
+    if (model.style, pixels) != ("pytorch", IMAGENET):
+        lines.append(
+            f"MMDetection must build its backbone with style='{model.style}' and normalise with mean={[*pixels.mean]}, "
+            f"std={[*pixels.std]} and to_rgb={not pixels.bgr} (bgr_to_rgb={not pixels.bgr} in 3.x)"
+        )
+    normed, groups = GROUP_NORMS.get(model.detector, ()), count_groups(model.channels)
+    if normed and groups != MAX_GROUPS:
+        lines.append(
+            f"MMDetection must build its {' and '.join(normed)} with norm_cfg=dict(type='GN', num_groups={groups})"
+        )
+    return lines
 
 
 def _written_line(checkpoint: Checkpoint, out: Path) -> str:

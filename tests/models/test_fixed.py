@@ -7,9 +7,14 @@ import copy
 import pytest
 
 import mmdet_files as files
+import refusals
+from mgdet.data.coco_names import COCO_CLASSES
 from mgdet.detectors.build import DETECTORS
-from mgdet.models import recognise_checkpoint
+from mgdet.interop.weights import save_checkpoint
+from mgdet.models import check_agrees, recognise, recognise_checkpoint
 from mgdet.models.fixed import BACKBONE, HEADS, NECK
+from mgdet.transfer import transfer
+from tiny import alone
 
 BODY = files.backbone(50, "pytorch")
 
@@ -60,3 +65,58 @@ def test_extra_levels_of_the_necks_own(states):
         assert f"neck.add_extra_convs {value} in place of on_input" in message
     found = set_at(described, "neck.add_extra_convs", True)
     assert recognise_checkpoint(files.in_memory(states["retinanet"], **files.texts("2.x", found)))
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    return {name: files.weights(files.ours(name, channels=128)) for name in ("reppoints", "solo")}
+
+
+class TestGroupsOfNarrowNorms:
+    """MMDetection's 32 groups and ours in a narrow neck or head have the same names and shapes."""
+
+    PLACES = (("reppoints", "neck"), ("reppoints", "bbox_head"), ("solo", "mask_head"))
+
+    def described(self, detector: str, groups: int) -> dict:
+        described = files.model(detector, BODY)
+        for name, place in self.PLACES:
+            if name == detector:
+                described = set_at(described, f"{place}.norm_cfg", files.GROUP_NORM | {"num_groups": groups})
+        return described
+
+    @pytest.mark.parametrize(("detector", "place"), PLACES)
+    def test_other_groups_are_named_and_ours_are_taken(self, detector, place, narrow):
+        ours = self.described(detector, 16)
+        for version in files.VERSIONS:
+            checkpoint = files.in_memory(narrow[detector], **files.texts(version, ours))
+            assert len(recognise_checkpoint(checkpoint).lines) == 1
+            theirs = set_at(ours, f"{place}.norm_cfg", files.GROUP_NORM)
+            message = files.refusal(narrow[detector], **files.texts(version, theirs))
+            assert f"a.pth was trained with {place}.norm_cfg.num_groups 32 in place of 16, which" in message
+
+    def test_a_config_section_with_them_is_refused_as_well(self, narrow):
+        checkpoint = files.in_memory(narrow["solo"], **files.texts("2.x", self.described("solo", 32)))
+        message = refusals.refusal(check_agrees, files.ours("solo", channels=128), checkpoint, role="student")
+        assert "mask_head.norm_cfg.num_groups 32 in place of 16" in message
+
+    def test_solo_has_32_where_its_config_does_not_say_it(self, narrow):
+        described = files.model("solo", BODY)
+        del described["mask_head"]["norm_cfg"]
+        message = files.refusal(narrow["solo"], **files.texts("2.x", described))
+        assert "mask_head.norm_cfg.num_groups 32 in place of 16" in message
+
+    @pytest.mark.parametrize(("detector", "where"), [("reppoints", "neck and bbox_head"), ("solo", "mask_head")])
+    def test_without_a_config_it_is_a_doubt(self, detector, where, narrow):
+        assert recognise_checkpoint(files.in_memory(narrow[detector])).lines[2] == (
+            f"weights do not show how many groups the norms in its {where} have, and it holds no config; taken as "
+            "mgdet's own of this width: 16, where MMDetection's usual number is 32"
+        )
+
+    @pytest.mark.parametrize(("detector", "where"), [("reppoints", "neck and bbox_head"), ("solo", "mask_head")])
+    def test_our_own_loads_and_mmdetection_is_told(self, detector, where, narrow, tmp_path):
+        config = alone()
+        config.student = files.ours(detector, channels=128)
+        save_checkpoint(tmp_path / "a.pth", narrow[detector], classes=COCO_CLASSES, config=config.to_dict())
+        told = f"MMDetection must build its {where} with norm_cfg=dict(type='GN', num_groups=16)"
+        assert transfer(tmp_path / "a.pth", tmp_path / "b.pth").splitlines()[1] == told
+        assert len(recognise(str(tmp_path / "b.pth")).lines) == 1

@@ -31,8 +31,7 @@ class ConvBlock(nn.Module):
         super().__init__()
         padding = kernel_size // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=not group_norm)
-        num_groups = min(MAX_GROUPS, out_channels // CHANNELS_PER_GROUP)
-        self.gn = nn.GroupNorm(num_groups, out_channels) if group_norm else None
+        self.gn = nn.GroupNorm(count_groups(out_channels), out_channels) if group_norm else None
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,6 +43,11 @@ class ConvBlock(nn.Module):
         if self.gn is not None:
             x = self.gn(x)
         return F.relu(x, inplace=True) if self.relu else x
+
+
+def count_groups(channels: int) -> int:
+    """The groups of a group norm over so many channels."""
+    return min(MAX_GROUPS, channels // CHANNELS_PER_GROUP)
 
 
 def head_std(channels: int) -> float:

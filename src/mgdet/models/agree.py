@@ -99,7 +99,7 @@ def _theirs(config: ModelConfig, checkpoint: Checkpoint) -> tuple[dict[str, Any]
     known: dict[str, Any] = {"style": said.style} if said.style is not None and depth >= BOTTLENECKS else {}
     if said.pixels is not None:
         known |= said.pixels._asdict()
-    return known, lacks(said.model, config.detector)
+    return known, lacks(said.model, config.detector, config.channels)
 
 
 def _depth(backbone: str) -> int:

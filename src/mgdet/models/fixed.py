@@ -11,6 +11,7 @@ from mgdet.detectors.base import Detector
 from mgdet.interop.mmdet_config import UNKNOWN, get
 from mgdet.interop.names import shown
 from mgdet.layers import box_head, mask_head, roi, rpn
+from mgdet.layers.conv import MAX_GROUPS, count_groups
 
 Part = Literal["backbone", "neck", "head"]
 
@@ -18,6 +19,8 @@ RATIOS, UNIT, ZERO = (0.5, 1.0, 2.0), (1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 0.0, 0.0)
 NONE = "none"
 """Where ours have nothing: whatever a config says is something else."""
 PYRAMID_OF_ONE_STAGE = ("retinanet", "reppoints")
+GROUP_NORMS: dict[str, tuple[str, ...]] = {"reppoints": ("neck", "bbox_head"), "solo": ("mask_head",)}
+"""The parts of our detectors whose norms have groups; no weight shows how many."""
 
 
 class Fixed(NamedTuple):
@@ -144,19 +147,30 @@ HEADS = {
 }
 
 
-def lacks(model: Mapping[str, Any], detector: str) -> tuple[Lack, ...]:
-    """What the config of a model sets otherwise than our detector of a name has it fixed."""
+def lacks(model: Mapping[str, Any], detector: str, channels: int) -> tuple[Lack, ...]:
+    """What the config of a model sets otherwise than our detector of a name and a width has it fixed."""
     parts: list[tuple[Part, list[Fixed]]] = [
         ("backbone", BACKBONE),
         ("neck", NECK + (EXTRA_LEVELS if detector in PYRAMID_OF_ONE_STAGE else [])),
         ("head", HEADS.get(detector, [])),
     ]
+    found = [(part, fixed, _at(model, fixed.path)) for part, settings in parts for fixed in settings]
+    for place, number in groups_said(model, detector).items():
+        groups = Fixed(f"{place}.norm_cfg.num_groups", count_groups(channels))
+        found.append(("neck" if place == "neck" else "head", groups, number))
     return tuple(
-        Lack(part, f"{fixed.path} {_words(found)} in place of {_words(fixed.value)}")
-        for part, settings in parts
-        for fixed in settings
-        if _differs(found := _at(model, fixed.path), fixed.value)
+        Lack(part, f"{fixed.path} {_words(value)} in place of {_words(fixed.value)}")
+        for part, fixed, value in found
+        if _differs(value, fixed.value)
     )
+
+
+def groups_said(model: Mapping[str, Any], detector: str) -> dict[str, Any]:
+    """How many groups the norms have in each part of `GROUP_NORMS`, as a config says it; else `UNKNOWN`."""
+    said = {place: _at(model, f"{place}.norm_cfg.num_groups") for place in GROUP_NORMS.get(detector, ())}
+    if detector == "solo" and get(model, "mask_head") is not UNKNOWN and _at(model, "mask_head.norm_cfg") is UNKNOWN:
+        said["mask_head"] = MAX_GROUPS  # what MMDetection's SOLO takes where its config does not say it
+    return said
 
 
 def testing_notes(model: Mapping[str, Any], settings: Mapping[str, Any], detector: Detector) -> tuple[str, ...]:

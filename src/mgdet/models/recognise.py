@@ -9,10 +9,12 @@ from typing import Any
 from mgdet.config import Config, DataConfig, ModelConfig
 from mgdet.detectors.foreign import library
 from mgdet.errors import UserError
+from mgdet.interop.mmdet_config import UNKNOWN
 from mgdet.interop.names import shown as shortened
 from mgdet.interop.weights import Checkpoint, read_checkpoint
+from mgdet.layers.conv import MAX_GROUPS, count_groups
 from mgdet.models.agree import CAFFE, CAFFE_PIXELS, pixel_words, refuse_lacks
-from mgdet.models.fixed import lacks, testing_notes
+from mgdet.models.fixed import groups_said, lacks, testing_notes
 from mgdet.models.said import Said, said_by
 from mgdet.models.shown import Shown, read_shapes
 from mgdet.structures import IMAGENET, Pixels
@@ -109,7 +111,8 @@ def _theirs(checkpoint: Checkpoint, source: str) -> Recognised:
     """A detector under MMDetection's names: what weights show, and what its config says beside them."""
     shown = read_shapes(checkpoint)
     said, silence = said_by(checkpoint, shown.depth)
-    refuse_lacks(checkpoint, lacks(said.model, shown.model.detector), shown.model.detector)
+    found = lacks(said.model, shown.model.detector, shown.model.channels)
+    refuse_lacks(checkpoint, found, shown.model.detector)
     model, doubts = _with_pixels(shown, said, silence, _hint(checkpoint, said))
     classes, naming = _classes(checkpoint, shown, said)
     long_edge, short_edge = said.scale or (None, None)
@@ -121,7 +124,7 @@ def _theirs(checkpoint: Checkpoint, source: str) -> Recognised:
         num_classes=shown.num_classes,
         long_edge=long_edge,
         short_edge=short_edge,
-        lines=(line, *doubts, *_testing_notes(shown, said)),
+        lines=(line, *doubts, *_group_doubts(shown, said, silence), *_testing_notes(shown, said)),
         square=long_edge or 0 if not said.keep_ratio and long_edge == short_edge else 0,
     )
 
@@ -151,6 +154,18 @@ def _with_pixels(shown: Shown, said: Said, silence: str, hint: str) -> tuple[Mod
     return model, [
         f"weights do not show its {' and '.join(unsure)}, and {silence}; taken {basis}: "
         f"{', '.join(assumed[name] for name in unsure)}"
+    ]
+
+
+def _group_doubts(shown: Shown, said: Said, silence: str) -> list[str]:
+    """A line on norms of a narrow detector, of which neither weights nor the config say how many groups they have."""
+    groups = count_groups(shown.model.channels)
+    unsure = [place for place, number in groups_said(said.model, shown.model.detector).items() if number is UNKNOWN]
+    if groups == MAX_GROUPS or not unsure:
+        return []
+    return [
+        f"weights do not show how many groups the norms in its {' and '.join(unsure)} have, and {silence}; taken as "
+        f"mgdet's own of this width: {groups}, where MMDetection's usual number is {MAX_GROUPS}"
     ]
 
 
