@@ -10,6 +10,7 @@ from mgdet.data.transforms import View
 from mgdet.detectors.exported import Exported, is_exported, load_exported
 from mgdet.detectors.face import Face
 from mgdet.detectors.foreign import SOURCES
+from mgdet.detectors.foreign.base import PLACEHOLDERS
 from mgdet.errors import UserError, refuse_unused
 from mgdet.interop.loading import count_classes
 from mgdet.interop.weights import Checkpoint, read_checkpoint
@@ -81,8 +82,12 @@ def _foreign(source: str) -> Opened:
     if known.classes is None:
         raise UserError(f"{source} names no classes, so it finds nothing that could be named; give a detector")
     lines = list(known.lines)
-    detector = foreign_from(known.model, known.classes, lines.append, role="model")
-    return Opened(source, detector.eval(), known.classes, known.data(), tuple(lines), source)
+    detector = foreign_from(known.model, None, lines.append, role="model")
+    names = detector.output_names or tuple(f"class {column}" for column in range(max(detector.columns) + 1))
+    columns = [column for column in detector.columns if names[column] not in PLACEHOLDERS]
+    detector.keep(columns)
+    classes = tuple(names[column] for column in columns)
+    return Opened(source, detector.eval(), classes, known.data(), tuple(lines), source)
 
 
 def _exported(source: str, *, recipe: Config | None, ema: bool) -> Opened:

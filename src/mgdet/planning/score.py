@@ -73,7 +73,7 @@ def labels_by_name(theirs: Sequence[str], classes: Sequence[str]) -> list[int]:
     found = [match_classes(theirs, (name,)) for name in classes]
     labels = [-1] * len(theirs)
     for label, place in enumerate(found):
-        if place is not None:
+        if place is not None and (labels[place[0]] < 0 or theirs[place[0]] == classes[label]):
             labels[place[0]] = label
     return labels
 

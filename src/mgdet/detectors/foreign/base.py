@@ -48,6 +48,10 @@ class Foreign(Face):
         of norm and its eps.
         """
 
+    def keep(self, columns: Sequence[int]) -> None:
+        """Makes these outputs of the head the classes that it finds, under the head's own names for them."""
+        raise NotImplementedError(f"{type(self).__name__} has no head")
+
     @abstractmethod
     def export(self, out: Path) -> str:
         """Writes what the library alone reads back: a state dict, or a folder; returns a line that says what it is.
@@ -70,15 +74,20 @@ def plain_name(name: str) -> str:
 def match_classes(known: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...] | None:
     """For each wanted class its position among the known ones, by name; None if any is not known.
 
-    Known names may hold placeholders ("N/A", "__background__"), which match nothing.
+    A name that is known as it stands is that class; only others are looked for by their `plain_name`, among what is
+    left. Known names may hold placeholders ("N/A", "__background__"), which match nothing.
     """
-    places: dict[str, int] = {}
+    exact: dict[str, int] = {}
     for place, name in enumerate(known):
-        places.setdefault(plain_name(name), place)
-    for placeholder in PLACEHOLDERS:
-        if placeholder not in wanted:
-            places.pop(plain_name(placeholder), None)
-    found = [places.get(plain_name(name)) for name in wanted]
+        if name not in PLACEHOLDERS or name in wanted:
+            exact.setdefault(name, place)
+    plain: dict[str, int] = {}
+    for place, name in enumerate(known):
+        if name not in wanted:
+            plain.setdefault(plain_name(name), place)
+    for nothing in ("", *(plain_name(placeholder) for placeholder in PLACEHOLDERS)):
+        plain.pop(nothing, None)
+    found = [exact.get(name, plain.get(plain_name(name))) for name in wanted]
     if any(place is None for place in found) or len(set(found)) != len(found):
         return None
     return tuple(place for place in found if place is not None)

@@ -56,7 +56,6 @@ class HuggingFace(Foreign):
         self.name, self.notes = name, list(notes)
         self.processor = processor
         self.family = FAMILIES[library.config.model_type]
-        self.num_classes, self.columns = len(columns), tuple(columns)
         outputs = range(library.config.num_labels)
         self.output_names = tuple(str(library.config.id2label.get(place, PLACEHOLDER)) for place in outputs)
         self.pixels = pixels_of(processor)
@@ -64,11 +63,16 @@ class HuggingFace(Foreign):
         self.native_size = _fixed_size(library.config)
         self.backbone_prefixes = self.family.backbone
         self.input_size: dict[str, int] | None = None
-        labels = torch.full((library.config.num_labels + 1,), -1)
+        self.keep(columns)
+        self.train()
+
+    def keep(self, columns: Sequence[int]) -> None:
+        """See `Foreign.keep`."""
+        self.num_classes, self.columns = len(columns), tuple(columns)
+        labels = torch.full((len(self.output_names) + 1,), -1)
         labels[list(columns)] = torch.arange(len(columns))
         self.register_buffer("_columns", torch.tensor(columns, dtype=torch.long), persistent=False)
         self.register_buffer("_labels", labels, persistent=False)
-        self.train()
 
     @property
     def library(self) -> Any:

@@ -93,6 +93,10 @@ class LibreYolo(Foreign):
         self.register_buffer("column_of", column_of, persistent=False)
         self.register_buffer("label_of", label_of, persistent=False)
 
+    def keep(self, columns: Sequence[int]) -> None:
+        """See `Foreign.keep`."""
+        self.assign(columns, self.names)
+
     def see(self, images: Tensor, sizes: list[tuple[int, int]], *, outputs: bool = False) -> Seen:
         """See `Face.see`; raw predictions of a foreign head are not shown."""
         taps = self.levels_of(self.as_library(images))

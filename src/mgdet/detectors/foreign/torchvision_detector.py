@@ -93,6 +93,11 @@ class TorchvisionDetector(Foreign):
         self.register_buffer("column_of", column_of, persistent=False)
         self.register_buffer("label_of", label_of, persistent=False)
 
+    def keep(self, columns: Sequence[int]) -> None:
+        """See `Foreign.keep`."""
+        names = self.output_names
+        self.assign(columns, None if names is None else [names[column] for column in columns])
+
     def _read_transform(self, model: nn.Module) -> None:
         transform: Any = model.transform
         mean, std = ([255 * value for value in values] for values in (transform.image_mean, transform.image_std))
