@@ -13,6 +13,7 @@ from PIL import Image
 from mgdet.errors import UserError
 from mgdet.evaluate.predict import predict
 from mgdet.loaded import load
+from refusals import refusal
 from tiny import CLASSES, write_detector
 
 
@@ -76,6 +77,29 @@ def test_every_form_of_a_picture_gives_the_same(model, photos):
 def test_grey_is_three_equal_channels(model):
     grey = np.random.default_rng(0).integers(0, 256, (64, 96), dtype=np.uint8)
     assert_same(model.predict(grey, score=0.01), model.predict(np.stack([grey] * 3, axis=2), score=0.01))
+
+
+@pytest.mark.parametrize("kind", ["<u2", ">u2"])
+def test_pillows_pixels_of_16_bits_are_those_of_the_file(model, kind, tmp_path):
+    deep = np.random.default_rng(0).integers(0, 2**16, (64, 96), dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    expected = model.predict(tmp_path / "deep.png", score=0.01)
+    mode = "I;16" if kind == "<u2" else "I;16B"
+    image = Image.frombytes(mode, (96, 64), deep.astype(kind).tobytes())
+    assert_same(model.predict([image], score=0.01), expected)
+    assert_same(model.predict([Image.open(tmp_path / "deep.png")], score=0.01), expected)
+    assert_same(model.predict((deep >> 8).astype(np.uint8), score=0.01), expected)
+
+
+@pytest.mark.parametrize(
+    "mode, words",
+    [
+        ("I", "a Pillow image of mode I has int32 pixels, and what is white among them is not known; convert it to 8"),
+        ("F", "a Pillow image of mode F has float32 pixels, and what is white among them is not known"),
+    ],
+)
+def test_pillow_images_of_other_modes(model, mode, words):
+    assert words in refusal(model.predict, Image.new(mode, (96, 64)))
 
 
 @pytest.mark.parametrize("as_file", [True, False])

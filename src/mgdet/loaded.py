@@ -11,9 +11,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from mgdet.data.pictures import pillow_pixels
 from mgdet.data.transforms import check_readable, read_image
 from mgdet.detectors.face import Face
 from mgdet.distributed import usual_device
@@ -95,7 +96,8 @@ class Model:
 
         Args:
             images: one picture or several: files, folders of them, which are walked, arrays (H, W, 3) uint8 in RGB or
-                (H, W) in grey, or Pillow's images. Files and Pillow's images are turned upright by their EXIF data.
+                (H, W) in grey, or Pillow's images. Files and Pillow's images are turned upright by their EXIF data,
+                and their pixels of 16 bits divided by 256.
             score: only objects with at least this score, in [0, 1].
             batch: pictures per forward pass.
 
@@ -103,7 +105,8 @@ class Model:
             One `Prediction` per picture, in the order in which they were given; a folder's are in the order of names.
 
         Raises:
-            UserError: a file is missing or cannot be read, a folder holds no picture, or an array is no picture.
+            UserError: a file is missing or cannot be read, a folder holds no picture, an array is no picture, or what
+                is white in a Pillow image is not known.
         """
         if not 0 <= score <= 1:
             raise UserError(f"score is {score}; give a score from 0 to 1")
@@ -187,8 +190,7 @@ def _pictures(images: Picture | Sequence[Picture]) -> Iterator[Path | np.ndarray
     if isinstance(images, str | PathLike):
         yield from (picture.file for picture in find_pictures([os.fspath(images)])[0])
     elif isinstance(images, Image.Image):
-        upright = ImageOps.exif_transpose(images).convert("RGB")
-        yield np.ascontiguousarray(np.asarray(upright)[..., ::-1])
+        yield pillow_pixels(images, f"a Pillow image of mode {images.mode}")
     elif isinstance(images, np.ndarray):
         yield _bgr(images)
     elif isinstance(images, Sequence):

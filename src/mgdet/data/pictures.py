@@ -54,7 +54,7 @@ def decode(data: bytes, path: Path) -> np.ndarray:
     if image is None:
         raw = _opencv(data, cv2.IMREAD_UNCHANGED)
         if raw is not None and raw.dtype not in (np.uint8, np.uint16):
-            raise UserError(_no_range(path, str(raw.dtype)))
+            raise UserError(_no_range(f"image '{path}'", str(raw.dtype)))
         image = _pillow(data, path)
     if image is None:
         raise UserError(f"image '{path}' {_unreadable(data)}")
@@ -85,7 +85,29 @@ def check_format(path: Path) -> None:
         with path.open("rb") as file:
             raise UserError(f"image '{path}' {_unreadable(file.read(64))}")
     if kind := _NO_RANGE.get(_mode(path)):
-        raise UserError(_no_range(path, kind))
+        raise UserError(_no_range(f"image '{path}'", kind))
+
+
+def pillow_pixels(image: Image.Image, what: str) -> np.ndarray:
+    """The pixels of Pillow's image, turned upright by its EXIF data; those of 16 bits are divided by 256.
+
+    Args:
+        image: of any mode.
+        what: the picture, for errors.
+
+    Returns:
+        (h, w, 3) uint8, BGR.
+
+    Raises:
+        UserError: its pixels have no known range.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):
+        grey = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if kind := _NO_RANGE.get(upright.mode):
+        raise UserError(_no_range(what, kind))
+    return np.ascontiguousarray(np.asarray(upright.convert("RGB"))[..., ::-1])
 
 
 def is_foreign(path: Path) -> bool:
@@ -164,21 +186,15 @@ def _pillow(data: bytes, path: Path) -> np.ndarray | None:
     """Pillow's picture as (h, w, 3) uint8 BGR, or None."""
     try:
         with _opened(io.BytesIO(data)) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):
-                grey = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=2)
-            if kind := _NO_RANGE.get(upright.mode):
-                raise UserError(_no_range(path, kind))
-            return np.ascontiguousarray(np.asarray(upright.convert("RGB"))[..., ::-1])
+            return pillow_pixels(image, f"image '{path}'")
     except UserError:
         raise
     except _PILLOW_ERRORS:
         return None
 
 
-def _no_range(path: Path, kind: str) -> str:
-    return f"image '{path}' has {kind} pixels, and what is white among them is not known; convert it to 8 or 16 bits"
+def _no_range(what: str, kind: str) -> str:
+    return f"{what} has {kind} pixels, and what is white among them is not known; convert it to 8 or 16 bits"
 
 
 def _unreadable(data: bytes) -> str:
