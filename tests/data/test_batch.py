@@ -69,7 +69,15 @@ def test_padding_does_not_depend_on_what_lies_there(examples):
 
 
 @pytest.mark.parametrize(
-    ("multiple", "native", "shape"), [(32, None, (64, 96)), (28, None, (84, 112)), (32, (50, 70), (50, 70))]
+    ("multiple", "native", "shape"),
+    [
+        (32, None, (64, 96)),
+        (16, None, (64, 96)),
+        (64, None, (64, 128)),
+        (28, None, (56, 84)),
+        (10, None, (50, 70)),
+        (32, (50, 70), (50, 70)),
+    ],
 )
 def test_a_batch_is_fitted_by_its_padding_alone(examples, multiple, native, shape):
     batch = collate(examples)

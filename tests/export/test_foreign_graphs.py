@@ -6,11 +6,13 @@ import pytest
 from lively import assert_graph_is, graph_of, picture, settled
 
 from detectors.foreign import tv_models
-from detectors.foreign.hf_tiny import TINY
+from detectors.foreign.hf_tiny import OF_56, TINY
 from mgdet.config import DataConfig
 from mgdet.detectors.face import Face
 from mgdet.errors import UserError
+from mgdet.export.graph import canvas_of
 from mgdet.export.run import export
+from mgdet.export.verify import as_batch
 from mgdet.layers.inference import inference_form
 from mgdet.models.opened import Opened
 from test_any_pair import save_tiny
@@ -33,10 +35,10 @@ def torchvision(name: str, columns: tuple[int, ...] = (1, 2, 3)) -> Face:
     return tv_models.detector_of(tv_models.reference(name), name, columns)
 
 
-def huggingface(kind: str, folder) -> Face:
+def huggingface(kind: str, folder, **settings) -> Face:
     from mgdet.detectors.foreign import library
 
-    save_tiny(kind, folder)
+    save_tiny(kind, folder, **settings)
     detector = library("hf").build(
         str(folder), classes=("cat", "dog", "cell"), weights="pretrained", say=lambda line: None
     )
@@ -71,6 +73,16 @@ def test_torchvision_with_a_size_of_its_own(name):
 def test_hugging_face(kind, tmp_path):
     detector = huggingface(kind, tmp_path)
     assert_graph_is(detector, graph_of(detector, SIZE), picture(*SIZE), rounding=12)
+
+
+@pytest.mark.parametrize("size", [(168, 168), (160, 168), (100, 112)])
+def test_multiples_that_do_not_divide_32_are_kept(size, tmp_path):
+    """RF-DETR's 56: an image of 168 x 168 is one of its own sizes, and stays so in torch and in the graph."""
+    detector = huggingface("rf_detr", tmp_path, backbone_config=OF_56)
+    whole = tuple(-(-edge // 56) * 56 for edge in size)
+    assert detector.multiple == 56
+    assert as_batch(picture(*size)).fitted(56).pixels.shape[1:3] == canvas_of(detector, size).padded == whole
+    assert_graph_is(detector, graph_of(detector, size), picture(*size), rounding=12)
 
 
 @pytest.mark.parametrize("kind", ANY_SIZE)

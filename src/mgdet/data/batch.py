@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgdet.data.transforms import Example, padded_size
+from mgdet.data.transforms import SIZE_DIVISOR, Example, padded_size
 from mgdet.errors import UserError
 from mgdet.structures import IMAGENET, Pixels, Target
 
@@ -82,14 +82,18 @@ class Batch:
     def fitted(self, multiple: int, native: tuple[int, int] | None = None) -> Batch:
         """The same batch as a detector takes it: H and W multiples of `multiple`, or exactly its native (h, w).
 
-        Only padding is added or taken away.
+        Only padding is added or taken away: an image of 560 x 560 in a batch of 576 x 576 stays 560 x 560 for multiples
+        of 56.
 
         Raises:
             UserError: an image is larger than the native size.
         """
         height, width = self.pixels.shape[1:3]
         if native is None:
-            below, beside = -height % multiple, -width % multiple
+            fits = SIZE_DIVISOR % multiple == 0
+            largest = max(h for h, _ in self.sizes), max(w for _, w in self.sizes)
+            canvas = (height, width) if fits else padded_size(largest, multiple)
+            below, beside = canvas[0] - height, canvas[1] - width
         else:
             below, beside = native[0] - height, native[1] - width
             if any(h > native[0] or w > native[1] for h, w in self.sizes):

@@ -161,9 +161,10 @@ def fitted_size(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, in
     return height, width
 
 
-def padded_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The (h, w) `size`, rounded up to multiples of `SIZE_DIVISOR`."""
-    height, width = (-(-edge // SIZE_DIVISOR) * SIZE_DIVISOR for edge in size)
+def padded_size(size: tuple[int, int], multiple: int = SIZE_DIVISOR) -> tuple[int, int]:
+    """The (h, w) `size`, rounded up to multiples of `SIZE_DIVISOR`, or of a `multiple` that does not divide that."""
+    divisor = multiple if SIZE_DIVISOR % multiple else SIZE_DIVISOR
+    height, width = (-(-edge // divisor) * divisor for edge in size)
     return height, width
 
 

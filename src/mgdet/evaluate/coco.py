@@ -241,7 +241,8 @@ def run_detector(
     views = test_views(len(images), long_edge, short_edge, square, canvas)
 
     def padded(view: View) -> tuple[int, int]:
-        return padded_size(view.size_of((images[view.index].height, images[view.index].width)))
+        image = images[view.index]
+        return padded_size(view.size_of((image.height, image.width)), detector.multiple)
 
     groups = list(by_size(views, padded, batch))
     everyone_has, groups = len(groups) // world_size, groups[rank::world_size]

@@ -11,7 +11,7 @@ import torch
 
 from mgdet.data.batch import collate
 from mgdet.data.sampler import by_size
-from mgdet.data.transforms import Example, View, make_example
+from mgdet.data.transforms import Example, View, make_example, padded_size
 from mgdet.detectors.face import Face
 from mgdet.evaluate.coco import detect
 from mgdet.structures import Detections
@@ -55,7 +55,11 @@ def find_in(
     waiting = (
         _Waiting(place, image, make_example(image, view, file=name)) for place, (image, name) in enumerate(pictures)
     )
-    for group in by_size(waiting, lambda one: one.example.target.padded, batch, most=3 * batch):
+
+    def padded(one: _Waiting) -> tuple[int, int]:
+        return padded_size(one.example.target.size, detector.multiple)
+
+    for group in by_size(waiting, padded, batch, most=3 * batch):
         pixels = collate([one.example for one in group]).to(device)
         for one, found in zip(group, detect(detector, pixels), strict=True):
             yield Shown(one.place, one.image, _above(found, score))

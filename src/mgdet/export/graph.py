@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mgdet.data.transforms import SIZE_DIVISOR
+from mgdet.data.transforms import padded_size
 from mgdet.detectors.exported import IMAGE, OUTPUTS
 from mgdet.detectors.face import Face
 from mgdet.errors import UserError, shortage
@@ -56,7 +56,7 @@ class Canvas(NamedTuple):
 
 def canvas_of(detector: Face, size: tuple[int, int] | None) -> Canvas:
     """Images of `size` (h, w), or of any size; padded as evaluation pads them, to multiples that the detector takes."""
-    multiple = SIZE_DIVISOR if SIZE_DIVISOR % detector.multiple == 0 else detector.multiple
+    multiple, _ = padded_size((1, 1), detector.multiple)
     height, width = size or (0, 0)
     least = detector.smallest_side if size is None else 0
     traced = max(TRACED_EDGES[0], least), max(TRACED_EDGES[1], least)
@@ -202,12 +202,8 @@ def _take_pixels(model: onnx.ModelProto, detector: Face, canvas: Canvas) -> None
         node("Pad", ["input/normalised", constant("pads", [0] * 6 + [below, beside], TensorProto.INT64)], "images")
     if not canvas.fixed:
         size = node("Shape", [IMAGE], "input/size", start=1, end=3)
-        lacking = size
-        for number, multiple in enumerate(_steps(canvas.multiple)):
-            unit = constant(f"multiple_{number}", [multiple], TensorProto.INT64)
-            rest = node("Mod", [node("Neg", [lacking], f"input/negative_{number}"), unit], f"input/rest_{number}")
-            lacking = node("Add", [lacking, rest], f"input/padded_{number}")
-        more = node("Sub", [lacking, size], "input/more")
+        unit = constant("multiple", [canvas.multiple], TensorProto.INT64)
+        more = node("Mod", [node("Neg", [size], "input/negative"), unit], "input/more")
         pads = node("Concat", [constant("before", [0] * 6, TensorProto.INT64), more], "input/pads", axis=0)
         node("Pad", ["input/normalised", pads], "images")
         order = constant("order", [1, 0, 1, 0], TensorProto.INT64)
@@ -216,11 +212,6 @@ def _take_pixels(model: onnx.ModelProto, detector: Face, canvas: Canvas) -> None
     del graph.node[:], graph.input[:]
     graph.node.extend([*nodes, *network])
     graph.input.append(helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, [1, *edges, 3]))
-
-
-def _steps(multiple: int) -> list[int]:
-    """As evaluation pads: a batch to multiples of 32, and from there to those that the detector takes."""
-    return [multiple] if multiple % SIZE_DIVISOR == 0 else [SIZE_DIVISOR, multiple]
 
 
 def _crop_masks(model: onnx.ModelProto) -> None:

@@ -103,6 +103,8 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
+OF_56 = TINY["rf_detr"]["backbone_config"] | {"num_windows": 4, "patch_size": 14}
+"""A backbone of RF-DETR that takes multiples of 56, as the published ones."""
 DINO = VIT | {"model_type": "dinov3_vit", "intermediate_size": 32, "num_hidden_layers": 3, "patch_size": 16}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "rt_detr, one layer of losses": ("rt_detr", {"auxiliary_loss": False}),
