@@ -194,3 +194,21 @@ def test_empty_boxes_and_numbers_that_are_not_finite(name):
     assert not sum(ours.learn(canvas, truth).losses.values()).isfinite()
     with torch.no_grad():
         assert len(ours.eval().find(canvas, sizes)) == 2
+
+
+def test_the_first_image_does_not_decide_the_strides():
+    """Its size without padding, from which torchvision takes them, is 40 x 500 of 64 x 512 here."""
+    canvas = torch.randn(1, 3, 64, 512, generator=torch.Generator().manual_seed(2))
+    model = reference(MASK)
+    detector, other = (detector_of(model, MASK) for _ in range(2))
+    assert all(module.training for module in other.modules())
+    images, sizes = small_images(detector)
+    with torch.no_grad():
+        expected = detector.eval().find(images, sizes)
+        other.eval().find(canvas, [(40, 500)])
+        found = other.find(images, sizes)
+    for part in ("box_roi_pool", "mask_roi_pool"):
+        assert getattr(other.roi_heads, part).scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    assert len(expected[0].boxes) > 0
+    for a, b in zip(expected, found):
+        assert torch.equal(a.boxes, b.boxes) and torch.equal(a.scores, b.scores) and torch.equal(a.masks, b.masks)

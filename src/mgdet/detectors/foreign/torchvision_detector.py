@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from mgdet.detectors.face import Learned
 from mgdet.detectors.foreign.base import Foreign
@@ -75,6 +75,7 @@ class TorchvisionDetector(Foreign):
         for part, module in model.named_modules():
             if part in PREDICTORS:
                 module.register_forward_hook(_in_float32)
+        self._set_strides()
 
     @property
     def library(self) -> Any:
@@ -97,6 +98,23 @@ class TorchvisionDetector(Foreign):
         """See `Foreign.keep`."""
         names = self.output_names
         self.assign(columns, None if names is None else [names[column] for column in columns])
+
+    @torch.no_grad()
+    def _set_strides(self) -> None:
+        """Has the poolers of regions take their strides from an empty image.
+
+        Else they take them for good from the sizes, without padding, of the first images that come: one of 40 x 500 on
+        a canvas of 64 x 512 would make 2 of a stride of 4.
+        """
+        poolers = [module for module in self.modules() if isinstance(module, MultiScaleRoIAlign)]
+        if not poolers:
+            return
+        edge, flags = 2 * self.multiple, {module: module.training for module in self.modules()}
+        features = self.eval().backbone(torch.zeros(1, 3, edge, edge))
+        for pooler in poolers:
+            pooler(features, [torch.zeros(1, 4)], [(edge, edge)])
+        for module, training in flags.items():
+            module.training = training
 
     def _read_transform(self, model: nn.Module) -> None:
         transform: Any = model.transform

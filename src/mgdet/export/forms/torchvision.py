@@ -134,10 +134,6 @@ class RegionsForm(_TorchvisionForm):
 
     def __init__(self, detector: TorchvisionDetector):
         super().__init__(detector)
-        if self.model.roi_heads.box_roi_pool.scales is None:  # it learns the strides from the first image that it sees
-            edge = 8 * detector.multiple
-            with torch.no_grad():
-                detector.find(torch.zeros(1, 3, edge, edge), [(edge, edge)])
         # torch's batch norm asks whether there are regions at all, which no graph knows beforehand.
         self.box_head = without_norms(self.model.roi_heads.box_head)
         self.mask_head = without_norms(self.model.roi_heads.mask_head) if detector.has_masks else None
