@@ -56,6 +56,7 @@ def transfer(source: str | Path, out: Path, *, ema: bool = False) -> str:
         classes=checkpoint.classes,
         config=checkpoint.config,
         texts=checkpoint.texts,
+        version=checkpoint.version,
     )
     return "\n".join((_read_line(checkpoint), *_recognised_lines(checkpoint), _written_line(checkpoint, out)))
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import mmdet_files as files
+import refusals
+from mgdet.data.coco_names import COCO_CLASSES
 from mgdet.errors import UserError
 from mgdet.interop.backbones import shapes_of
-from mgdet.models import recognise
+from mgdet.interop.weights import read_checkpoint
+from mgdet.models import check_agrees, recognise, recognise_checkpoint
 from mgdet.models.strangers import strangers
+from mgdet.transfer import transfer
 
 
 def renamed(state: dict, changes: dict[str, str]) -> dict:
@@ -111,3 +116,37 @@ def test_timm_backbones_under_our_names_are_no_strangers():
         if state == "works":
             names = [f"backbone.{key}" for key in shapes_of(name.strip())]
             assert not strangers(names), name
+
+
+class TestMMDetectionBefore2:
+    """Its detectors of one stage have the names and the shapes of 2.x."""
+
+    WORDS = "of MMDetection 1.x, with other anchors and boxes, which mgdet does not have; the nearest is one of "
+
+    @pytest.mark.parametrize("detector", ["retinanet", "reppoints"])
+    def test_a_config_that_counts_the_background(self, detector, states):
+        described = files.model(detector, files.backbone(50, "pytorch"), 81)
+        message = files.refusal(states[detector], **files.texts("2.x", described))
+        assert f"a.pth holds a {detector} {self.WORDS}" in message
+        named = replace(files.in_memory(states[detector], **files.texts("2.x", described)), classes=COCO_CLASSES)
+        assert self.WORDS in refusals.refusal(check_agrees, files.ours(detector), named, role="teacher")
+
+    def test_a_version_decides_where_no_config_does(self, states):
+        for detector in ("retinanet", "faster_rcnn"):
+            old = replace(files.in_memory(states[detector]), version="1.2.0+a3a4d2b")
+            if detector == "retinanet":
+                assert self.WORDS in refusals.refusal(recognise_checkpoint, old)
+            else:
+                assert recognise_checkpoint(old).model.detector == detector
+        assert recognise_checkpoint(replace(old, version="2.19.0", state_dict=states["retinanet"]))
+
+    def test_files_from_the_way_to_2_are_taken(self, states):
+        checkpoint = files.in_memory(states["retinanet"], config=files.OLD_TEXT)
+        assert recognise_checkpoint(replace(checkpoint, version="1.0rc1+621ecd2")).num_classes == 80
+
+    @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+    def test_transfer_keeps_the_version(self, suffix, states, tmp_path):
+        state = {"backbone.conv1.weight": torch.ones(1), "bbox_head.retina_cls.weight": torch.ones(1)}
+        path = files.checkpoint(state, {"mmdet_version": "1.2.0"}, tmp_path)
+        transfer(path, tmp_path / f"b{suffix}")
+        assert read_checkpoint(tmp_path / f"b{suffix}").version == "1.2.0"

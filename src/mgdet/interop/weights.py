@@ -36,8 +36,9 @@ DESCRIPTION, OWN_STATE = "mgdet_detector", "teacher_sha256"
 """Signs of this package: the key of a foreign detector's description in `meta`, and one of `state.pth`."""
 TEXTS = ("cfg", "config")
 """Where MMDetection 3.x and 2.x keep their config as text, in `meta`."""
-METADATA = ("CLASSES", "classes", "mgdet", DESCRIPTION, *TEXTS)
-SWAPPING = frozenset(("mmdet_version", "mmcv_version", "mmengine_version"))
+VERSION = "mmdet_version"
+METADATA = ("CLASSES", "classes", "mgdet", DESCRIPTION, VERSION, *TEXTS)
+SWAPPING = frozenset((VERSION, "mmcv_version", "mmengine_version"))
 """Signs of MMDetection and MMEngine, which save the average as the weights, and the weights as the average."""
 REPEATED_BYTES = 2 << 30
 
@@ -57,6 +58,7 @@ class Checkpoint:
     description: how to rebuild a detector of another library, where this package wrote the file.
     taken: which of two copies of the weights these are; empty where the file has one.
     texts: MMDetection's config as text, by its name in `meta`: cfg (3.x) or config (2.x).
+    version: of the MMDetection that wrote it; empty where the file does not say it.
     """
 
     path: Path
@@ -70,6 +72,7 @@ class Checkpoint:
     description: dict[str, Any] | None = None
     taken: str = ""
     texts: dict[str, str] = field(default_factory=dict)
+    version: str = ""
 
 
 def read_checkpoint(source: str | Path, *, ema: bool = False) -> Checkpoint:
@@ -105,6 +108,7 @@ def read_checkpoint(source: str | Path, *, ema: bool = False) -> Checkpoint:
         taken=taken,
         description=dict(described) if isinstance(described := found.meta.get(DESCRIPTION), Mapping) else None,
         texts={name: text for name in TEXTS if isinstance(text := found.meta.get(name), str)},
+        version=version if isinstance(version := found.meta.get(VERSION), str) else "",
     )
 
 
@@ -222,6 +226,7 @@ def save_checkpoint(
     config: dict[str, Any] | None,
     description: dict[str, Any] | None = None,
     texts: Mapping[str, str] | None = None,
+    version: str = "",
 ) -> None:
     """Writes weights as MMDetection does, or as safetensors; whole or not at all.
 
@@ -236,6 +241,7 @@ def save_checkpoint(
         description: `Foreign.description()` of a detector of another library; None leaves it out.
         texts: `Checkpoint.texts` of the file that the weights come from, without which nobody could tell how they take
             pixels; None leaves them out.
+        version: `Checkpoint.version` of that file; empty leaves it out.
 
     Raises:
         UserError: another file type, no space left, or the file may not be written.
@@ -255,6 +261,8 @@ def save_checkpoint(
     if description is not None:
         meta[DESCRIPTION] = description
     meta |= texts or {}
+    if version:
+        meta[VERSION] = version
 
     def write(file: BinaryIO) -> None:
         if path.suffix == ".safetensors":

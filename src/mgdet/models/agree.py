@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mgdet.config import ModelConfig
 from mgdet.errors import UserError
+from mgdet.interop.mmdet_config import UNKNOWN, get
 from mgdet.interop.weights import Checkpoint
-from mgdet.models.fixed import Lack, lacks
+from mgdet.models.fixed import PYRAMID_OF_ONE_STAGE, Lack, lacks
 from mgdet.models.said import said_by
+from mgdet.models.strangers import Stranger, lacking
 from mgdet.sections import read
 from mgdet.structures import Pixels
 
@@ -21,6 +23,8 @@ CAFFE_PIXELS = Pixels((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), bgr=True)
 """What MMDetection normalises with for nearly all of them."""
 DEPTH = re.compile(r"res(?:net|next)(\d+)(?!\d)")
 """In timm's names of backbones."""
+OLD = ("0.", "1.")
+"""How versions of MMDetection begin that count boxes otherwise."""
 BOTTLENECKS = 50
 """From this depth on a ResNet has bottlenecks."""
 
@@ -76,6 +80,30 @@ def refuse_lacks(checkpoint: Checkpoint, found: Sequence[Lack], detector: str) -
         )
 
 
+def refuse_old(checkpoint: Checkpoint, model: Mapping[str, Any], detector: str, num_classes: int | None) -> None:
+    """Refuses a detector of one stage of MMDetection 1.x, whose names and shapes are those of 2.x.
+
+    The config of 1.x counts the background as a class. The version alone says little where there is a config: files
+    that were trained on the way to 2.0 have a 1.x in theirs.
+
+    Args:
+        checkpoint: the file.
+        model: the config of the model in it, empty where there is none.
+        detector: the name of ours.
+        num_classes: what the file predicts, without background; None where that is not known.
+
+    Raises:
+        UserError: it is one.
+    """
+    told = get(model, "bbox_head", "num_classes")
+    old = checkpoint.version.startswith(OLD) if told is UNKNOWN else num_classes is not None and told == num_classes + 1
+    if old and detector in PYRAMID_OF_ONE_STAGE:
+        what = Stranger(
+            f"a {detector} of MMDetection 1.x, with other anchors and boxes", "one of MMDetection 2.x or 3.x"
+        )
+        raise lacking(checkpoint.path, [what])
+
+
 def pixel_words(pixels: Pixels) -> str:
     """A normalisation in words."""
     mean, std = (" ".join(f"{value:g}" for value in side) for side in (pixels.mean, pixels.std))
@@ -96,6 +124,7 @@ def _theirs(config: ModelConfig, checkpoint: Checkpoint) -> tuple[dict[str, Any]
     """What MMDetection's config says, if the file holds one of this backbone."""
     depth = _depth(config.backbone)
     said, _ = said_by(checkpoint, depth)
+    refuse_old(checkpoint, said.model, config.detector, None if checkpoint.classes is None else len(checkpoint.classes))
     known: dict[str, Any] = {"style": said.style} if said.style is not None and depth >= BOTTLENECKS else {}
     if said.pixels is not None:
         known |= said.pixels._asdict()

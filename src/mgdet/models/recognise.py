@@ -13,7 +13,7 @@ from mgdet.interop.mmdet_config import UNKNOWN
 from mgdet.interop.names import shown as shortened
 from mgdet.interop.weights import Checkpoint, read_checkpoint
 from mgdet.layers.conv import MAX_GROUPS, count_groups
-from mgdet.models.agree import CAFFE, CAFFE_PIXELS, pixel_words, refuse_lacks
+from mgdet.models.agree import CAFFE, CAFFE_PIXELS, pixel_words, refuse_lacks, refuse_old
 from mgdet.models.fixed import groups_said, lacks, testing_notes
 from mgdet.models.said import Said, said_by
 from mgdet.models.shown import Shown, read_shapes
@@ -111,6 +111,7 @@ def _theirs(checkpoint: Checkpoint, source: str) -> Recognised:
     """A detector under MMDetection's names: what weights show, and what its config says beside them."""
     shown = read_shapes(checkpoint)
     said, silence = said_by(checkpoint, shown.depth)
+    refuse_old(checkpoint, said.model, shown.model.detector, shown.num_classes)
     found = lacks(said.model, shown.model.detector, shown.model.channels)
     refuse_lacks(checkpoint, found, shown.model.detector)
     model, doubts = _with_pixels(shown, said, silence, _hint(checkpoint, said))
