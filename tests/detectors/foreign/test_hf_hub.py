@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import re
+import shutil
 import threading
 import time
 
@@ -18,6 +19,8 @@ from transformers import AutoModelForObjectDetection, RTDetrImageProcessor
 from mgdet.detectors.foreign import hf_hub
 from mgdet.detectors.foreign.huggingface import build
 from mgdet.errors import UserError
+from mgdet.interop.weights import save_checkpoint
+from tiny import assert_same_tensors
 
 HASH = "0123456789abcdef0123456789abcdef01234567"
 NAME = "someone/tiny-rtdetr"
@@ -77,6 +80,23 @@ def test_random_weights_need_only_the_settings(hub):
     assert detector.config.d_model == library.config.d_model
     with pytest.raises(UserError, match=r"model.safetensors"):
         build(NAME, classes=["a"], weights="pretrained", say=silent)
+
+
+def test_a_run_on_a_model_of_the_hub_holds_its_settings(hub, tmp_path):
+    """A student of the hub's, trained for three classes, is a teacher or a start on a machine without the hub."""
+    lay(hub)
+    run = build(NAME, classes=["a", "A", "b"], weights="pretrained", say=silent)
+    shake(run)
+    file = tmp_path / "student_best.pth"
+    save_checkpoint(file, run.weights(), classes=["a", "A", "b"], config=None, description=run.description())
+    shutil.rmtree(hub)
+    for name in (NAME, "rt_detr_v2"):
+        again = build(name, classes=["b", "a"], weights=str(file), say=silent)
+        assert (again.columns, again.pixels) == ((2, 0), run.pixels)
+        assert_same_tensors(again.weights(), run.weights())
+    assert build(NAME, classes=None, weights=str(file), say=silent).output_names == ("a", "A", "b")
+    with pytest.raises(UserError, match=r"hf:someone/else cannot be downloaded"):
+        build("someone/else", classes=["a"], weights=str(file), say=silent)
 
 
 def test_no_network_is_one_sentence_in_time(hub):

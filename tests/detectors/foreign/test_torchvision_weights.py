@@ -20,6 +20,7 @@ from mgdet.data.coco_names import COCO_CLASSES
 from mgdet.detectors.foreign.torchvision import BACKBONES, FROZEN_NORMS_EPS, MODELS, build, rebuild
 from mgdet.detectors.foreign.torchvision_detector import TorchvisionDetector
 from mgdet.errors import UserError
+from mgdet.interop.weights import save_checkpoint
 from tiny import assert_same_tensors
 
 EACH_FILE = [pytest.param(name, marks=[] if name == SSDLITE else pytest.mark.long) for name in MODELS]
@@ -239,6 +240,25 @@ def test_what_was_exported_comes_back_with_its_classes(hub, tmp_path, name):
 def test_export_says_what_is_wrong_with_the_file(tmp_path, out, message):
     with pytest.raises(UserError, match=message):
         detector_of(reference(SSDLITE), SSDLITE).export(tmp_path / out)
+
+
+def test_a_run_keeps_what_its_weights_do_not_show(tmp_path):
+    """Its norms were frozen with an eps of its own, and its second and third output are its classes."""
+    plain = build(MOBILE, classes=("cat", "dog", "b"), weights="random", say=silent).description()
+    run = rebuild(
+        plain | {"frozen_norms_eps": 2e-3, "columns": (2, 3), "frozen": ["rpn.head.conv.0.0.bias"]}, ("b", "c")
+    )
+    file = tmp_path / "student_best.pth"
+    save_checkpoint(file, run.weights(), classes=("b", "c"), config=None, description=run.description())
+    lines = []
+    for classes in (("b", "c"), None):
+        again = build(MOBILE, classes=classes, weights=str(file), say=lines.append)
+        assert_same_model(again, run)
+    assert again.output_names == ("N/A", "N/A", "b", "c")
+    assert build(MOBILE, classes=("c",), weights=str(file), say=silent).columns == (3,)
+    assert not any("does not give the eps" in line for line in lines)
+    with pytest.raises(UserError, match=f"holds a torchvision:{MOBILE}, not a torchvision:{RETINA}"):
+        build(RETINA, classes=("b", "c"), weights=str(file), say=silent)
 
 
 @pytest.mark.long

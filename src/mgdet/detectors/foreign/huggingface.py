@@ -29,6 +29,8 @@ from mgdet.detectors.foreign.hf_hub import (
 )
 from mgdet.errors import UserError, nearest
 from mgdet.files import RUN_FILES
+from mgdet.interop.loading import load_checkpoint
+from mgdet.interop.weights import Checkpoint, read_checkpoint
 
 MODELS = (
     "PekingU/rtdetr_r50vd",
@@ -66,15 +68,21 @@ def build(name: str, *, classes: Sequence[str] | None, weights: str, say: Say) -
         UserError: the library, the model, the network or the weights are missing, or do not fit each other.
     """
     require()
-    checkpoint = _is_checkpoint(weights)
-    source = _folder(name, weights) if _is_folder(name, weights) else _named(name, weights=weights == PRETRAINED)
+    checkpoint = read_checkpoint(Path(weights)) if _is_checkpoint(weights) else None
+    described = _described(name, checkpoint)
+    if described is not None:
+        source = Source(name, described["config"], None, False)
+    elif _is_folder(name, weights):
+        source = _folder(name, weights)
+    else:
+        source = _named(name, weights=weights == PRETRAINED)
     kind = source.config["model_type"]
     if kind in BACKBONES:
         return build_features(source, random=weights == RANDOM, say=say)
     if kind not in FAMILIES:
         raise UserError(f"hf:{name} is a {kind}, not a detector or backbone that mgdet knows{nearest(kind, FAMILIES)}")
-    if checkpoint:
-        detector = _from_checkpoint(source, Path(weights), classes)
+    if checkpoint is not None:
+        detector = _from_checkpoint(source, checkpoint, classes, described)
     elif weights == RANDOM:
         detector = _random(source, classes)
     else:
@@ -109,16 +117,14 @@ def rebuild(description: Mapping[str, Any], classes: Sequence[str]) -> Foreign:
     Raises:
         UserError: the library is missing, or does not know what is described.
     """
-    transformers = require()
+    require()
     if description["config"]["model_type"] in BACKBONES:
         return rebuild_features(description)
     config = config_from(description["config"])
     columns = description["columns"]
     if len(columns) != len(classes):
         raise UserError(f"hf:{description['name']} was made for {len(columns)} classes, the data has {len(classes)}")
-    settings = dict(description["processor"])
-    kind = settings.get("image_processor_type", FAMILIES[config.model_type].processor)
-    processor = getattr(transformers, kind).from_dict(settings)
+    processor = _processor_of(description)
     return HuggingFace(new_library(config), processor, name=description["name"], columns=columns)
 
 
@@ -234,11 +240,17 @@ def _pretrained(source: Source, classes: Sequence[str] | None) -> HuggingFace:
     return _with_classes(library, source, classes, notes)
 
 
-def _from_checkpoint(source: Source, path: Path, classes: Sequence[str] | None) -> HuggingFace:
-    from mgdet.interop.loading import load_checkpoint
-    from mgdet.interop.weights import read_checkpoint
+def _described(name: str, checkpoint: Checkpoint | None) -> dict[str, Any] | None:
+    """The description in a checkpoint of mgdet, where it is of this name, or of the model type that the name is."""
+    description = None if checkpoint is None else checkpoint.description
+    if description is None or not isinstance(description.get("config"), Mapping):
+        return None
+    return description if name in (description["name"], description["config"].get("model_type")) else None
 
-    checkpoint = read_checkpoint(path)
+
+def _from_checkpoint(
+    source: Source, checkpoint: Checkpoint, classes: Sequence[str] | None, described: Mapping[str, Any] | None
+) -> HuggingFace:
     config = config_from(source.config)
     outputs = _outputs(config, checkpoint.state_dict)
     if outputs is not None and outputs != config.num_labels:
@@ -250,7 +262,8 @@ def _from_checkpoint(source: Source, path: Path, classes: Sequence[str] | None) 
         _name_classes(config, checkpoint.classes)
     library = new_library(config)
     report = load_checkpoint(library, checkpoint)
-    return _with_classes(library, source, classes, [report.line()])
+    processor = None if described is None else _processor_of(described)
+    return _with_classes(library, source, classes, [report.line()], processor)
 
 
 def _outputs(config: Any, state_dict: Mapping[str, Tensor]) -> int | None:
@@ -262,7 +275,9 @@ def _outputs(config: Any, state_dict: Mapping[str, Tensor]) -> int | None:
     return None
 
 
-def _with_classes(library: Any, source: Source, classes: Sequence[str] | None, notes: list[str]) -> HuggingFace:
+def _with_classes(
+    library: Any, source: Source, classes: Sequence[str] | None, notes: list[str], processor: Any = None
+) -> HuggingFace:
     """Keeps the head where it knows all classes of the data, by name; otherwise gives it a new one."""
     config = library.config
     outputs = config.num_labels
@@ -281,7 +296,8 @@ def _with_classes(library: Any, source: Source, classes: Sequence[str] | None, n
                 config.id2label[place] = name
             config.label2id = {name: place for place, name in config.id2label.items()}
     assert columns is not None
-    return HuggingFace(library, _processor(source), name=source.name, columns=columns, notes=notes)
+    processor = processor or _processor(source)
+    return HuggingFace(library, processor, name=source.name, columns=columns, notes=notes)
 
 
 def _new_head(library: Any, classes: Sequence[str]) -> Any:
@@ -298,6 +314,13 @@ def _new_head(library: Any, classes: Sequence[str]) -> Any:
 def _name_classes(config: Any, classes: Sequence[str]) -> None:
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: place for place, name in enumerate(classes)}
+
+
+def _processor_of(description: Mapping[str, Any]) -> Any:
+    """The image processor of a description."""
+    settings = dict(description["processor"])
+    own = FAMILIES[description["config"]["model_type"]].processor
+    return getattr(require(), settings.get("image_processor_type", own)).from_dict(settings)
 
 
 def _processor(source: Source) -> Any:

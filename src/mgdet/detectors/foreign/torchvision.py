@@ -283,8 +283,11 @@ def _fit_head(
 def _from_file(name: str, path: Path, classes: Sequence[str] | None, say: Say) -> TorchvisionDetector:
     checkpoint = read_checkpoint(path)
     written = _written_by_export(checkpoint.path)
-    if written is not None and written["name"] != name:
-        raise UserError(f"{path} holds a torchvision:{written['name']}, not a torchvision:{name}")
+    if written is None and checkpoint.description is not None:
+        written = checkpoint.description | {"classes": checkpoint.classes}
+    if written is not None and (holds := written["name"]) != name:
+        source = "torchvision:" if holds in MODELS else ""
+        raise UserError(f"{path} holds a {source}{holds}, not a torchvision:{name}")
     description = written or _description_of(name, checkpoint.state_dict)
     if description["frozen_norms_eps"] is not None and written is None:
         eps = description["frozen_norms_eps"]
