@@ -10,7 +10,7 @@ from mgdet.data.transforms import View
 from mgdet.detectors.exported import Exported, is_exported, load_exported
 from mgdet.detectors.face import Face
 from mgdet.detectors.foreign import SOURCES
-from mgdet.detectors.foreign.base import PLACEHOLDERS
+from mgdet.detectors.foreign.base import PLACEHOLDERS, Foreign
 from mgdet.errors import UserError, refuse_unused
 from mgdet.interop.loading import count_classes
 from mgdet.interop.weights import Checkpoint, read_checkpoint
@@ -79,15 +79,28 @@ def open_detector(source: str, *, recipe: Config | None = None, ema: bool = Fals
 def _foreign(source: str) -> Opened:
     """A detector of another library with the library's own weights."""
     known = recognise(source)
-    if known.classes is None:
-        raise UserError(f"{source} names no classes, so it finds nothing that could be named; give a detector")
+    nothing = UserError(f"{source} is a backbone, which finds nothing; give a detector")
+    if known.model.source == "timm":
+        raise nothing  # before anything is downloaded
     lines = list(known.lines)
     detector = foreign_from(known.model, None, lines.append, role="model")
+    if not detector.num_classes:
+        raise nothing
     names = detector.output_names or tuple(f"class {column}" for column in range(max(detector.columns) + 1))
     columns = [column for column in detector.columns if names[column] not in PLACEHOLDERS]
     detector.keep(columns)
     classes = tuple(names[column] for column in columns)
-    return Opened(source, detector.eval(), classes, known.data(), tuple(lines), source)
+    return Opened(source, detector.eval(), classes, _tested_on(detector), tuple(lines), source)
+
+
+def _tested_on(detector: Foreign) -> DataConfig:
+    """Images as the detector's own library resizes them, or in the usual size where nothing says it."""
+    if detector.native_size is not None:
+        return DataConfig(square=detector.native_size[0])
+    size = detector.tested_size
+    if size is None:
+        return DataConfig()
+    return DataConfig(long_edge=size.long_edge, short_edge=(size.short_edge, size.short_edge), square=size.square)
 
 
 def _exported(source: str, *, recipe: Config | None, ema: bool) -> Opened:

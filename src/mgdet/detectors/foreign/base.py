@@ -10,7 +10,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mgdet.detectors.face import Face
 
@@ -26,6 +26,18 @@ ALIASES = {
 """Names of VOC, COCO and Open Images for the same thing, in the form that `plain_name` gives."""
 
 
+class TestedSize(NamedTuple):
+    """How a library resizes images for its detector.
+
+    long_edge, short_edge: pixels that the edges have at most, where images keep their ratio.
+    square: edge of the squares that they are squashed to; 0 where they keep it.
+    """
+
+    long_edge: int
+    short_edge: int
+    square: int = 0
+
+
 class Foreign(Face):
     """A detector of another library.
 
@@ -33,12 +45,14 @@ class Foreign(Face):
     columns: for each class of the data, the output of the library's head that stands for it.
     output_names: what the head's own classes are called, one name for each output; None where nothing says it.
     notes: sentences on what was decided while it was built: head kept or new, columns mapped.
+    tested_size: how the library resizes images for it; None where nothing says it.
     """
 
     source: str
     columns: tuple[int, ...]
     output_names: tuple[str, ...] | None = None
     notes: list[str]
+    tested_size: TestedSize | None = None
 
     @abstractmethod
     def description(self) -> dict[str, Any]:

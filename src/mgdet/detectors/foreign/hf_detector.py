@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mgdet.detectors.face import Learned
-from mgdet.detectors.foreign.base import Foreign
+from mgdet.detectors.foreign.base import Foreign, TestedSize
 from mgdet.detectors.foreign.hf_families import FAMILIES, cells_needed, group_losses, loss_kinds
 from mgdet.detectors.foreign.hf_hub import pixels_of, quiet
 from mgdet.errors import UserError
@@ -61,6 +61,7 @@ class HuggingFace(Foreign):
         self.pixels = pixels_of(processor)
         self.multiple = self.family.multiple(library.config)
         self.native_size = _fixed_size(library.config)
+        self.tested_size = _tested_size(processor)
         self.backbone_prefixes = self.family.backbone
         self.input_size: dict[str, int] | None = None
         self.keep(columns)
@@ -270,6 +271,20 @@ def _fixed_size(config: Any) -> tuple[int, int] | None:
     if size is None:
         return None
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _tested_size(processor: Any) -> TestedSize | None:
+    """How an image processor resizes: it squashes to a height and a width, or keeps the ratio within two edges."""
+    size = processor.to_dict().get("size")
+    if not processor.do_resize or not isinstance(size, dict):
+        return None
+    (height, width), (short, long) = (
+        (size.get(one) or 0, size.get(other) or 0)
+        for one, other in (("height", "width"), ("shortest_edge", "longest_edge"))
+    )
+    if height and width:
+        return TestedSize(max(height, width), min(height, width), height if height == width else 0)
+    return TestedSize(max(long, short), short) if long and short else None
 
 
 @contextlib.contextmanager

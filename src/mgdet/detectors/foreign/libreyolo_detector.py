@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mgdet.detectors.face import Learned
-from mgdet.detectors.foreign.base import Foreign
+from mgdet.detectors.foreign.base import Foreign, TestedSize
 from mgdet.errors import UserError
 from mgdet.files import atomic_write
 from mgdet.structures import Detections, Pixels, Seen, Target
@@ -69,6 +69,8 @@ class LibreYolo(Foreign):
             self.add_module(part, module)
         for predictor in self._predictors():
             predictor.register_forward_hook(_in_float32)
+        edge = self.wrapper().INPUT_SIZES[self.size]
+        self.tested_size = TestedSize(edge, edge)
         self._kept_for: tuple[torch.device, bool] | None = None
 
     @property

@@ -17,7 +17,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from mgdet.detectors.face import Learned
-from mgdet.detectors.foreign.base import Foreign
+from mgdet.detectors.foreign.base import Foreign, TestedSize
 from mgdet.errors import UserError
 from mgdet.files import atomic_write
 from mgdet.structures import Detections, Pixels, Seen, Target
@@ -123,6 +123,7 @@ class TorchvisionDetector(Foreign):
         if transform.fixed_size is not None:
             width, height = transform.fixed_size
             self.native_size = (height, width)
+        self.tested_size = TestedSize(transform.max_size, transform.min_size[-1])
         model.transform = _Nothing()
 
     def see(self, images: Tensor, sizes: list[tuple[int, int]], *, outputs: bool = False) -> Seen:
