@@ -10,6 +10,7 @@ from mgdet.interop.weights import Checkpoint, read_checkpoint, save_checkpoint
 from mgdet.layers.conv import MAX_GROUPS, count_groups
 from mgdet.models import rebuild, recognise_checkpoint
 from mgdet.models.fixed import GROUP_NORMS
+from mgdet.models.strangers import OTHER_TOOLS, lacking, strangers
 from mgdet.structures import IMAGENET, Pixels
 
 KINDS = {
@@ -63,6 +64,8 @@ def transfer(source: str | Path, out: Path, *, ema: bool = False) -> str:
 
 def _check_detector(checkpoint: Checkpoint) -> None:
     """Refuses weights that no detector could load afterwards."""
+    if unknown := strangers(checkpoint.state_dict, OTHER_TOOLS):
+        raise lacking(checkpoint.path, unknown)
     if checkpoint.kind == "backbone":
         raise UserError(
             f"{checkpoint.path} holds a backbone, not a detector, so there is nothing to transfer; train from it with "

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torchvision.models import get_model_builder
 
 import mmdet_files as files
 import refusals
@@ -17,6 +19,7 @@ from mgdet.interop.weights import read_checkpoint
 from mgdet.models import check_agrees, recognise, recognise_checkpoint
 from mgdet.models.strangers import strangers
 from mgdet.transfer import transfer
+from test_any_pair import save_tiny
 
 
 def renamed(state: dict, changes: dict[str, str]) -> dict:
@@ -150,3 +153,35 @@ class TestMMDetectionBefore2:
         path = files.checkpoint(state, {"mmdet_version": "1.2.0"}, tmp_path)
         transfer(path, tmp_path / f"b{suffix}")
         assert read_checkpoint(tmp_path / f"b{suffix}").version == "1.2.0"
+
+
+class TestOtherTools:
+    """Their detectors have no head of MMDetection's, and are no backbones for that."""
+
+    @pytest.mark.parametrize("kind", ["detr", "rt_detr", "rt_detr_v2", "d_fine", "yolos", "rf_detr"])
+    def test_hugging_face(self, kind, tmp_path):
+        folder = save_tiny(kind, tmp_path / "hf")
+        message = refusals.refusal(recognise, str(folder / "model.safetensors"))
+        assert "holds a detector of Hugging Face's, which" in message
+        assert message.endswith(f"; the nearest is its folder, as hf:{folder}")
+        torch.save(load_file(folder / "model.safetensors"), tmp_path / "alone.pth")
+        assert refusals.refusal(recognise, str(tmp_path / "alone.pth")).endswith("as hf:FOLDER")
+        assert "of Hugging Face's" in refusals.refusal(transfer, tmp_path / "alone.pth", tmp_path / "b.pth")
+
+    @pytest.mark.parametrize("prefix", ["", "model.", "model.model."])
+    def test_a_yolo(self, prefix, tmp_path):
+        names = ("0.conv.weight", "1.conv.weight", "2.cv1.conv.weight", "2.m.0.cv1.conv.weight", "22.dfl.conv.weight")
+        path = files.checkpoint({prefix + name: torch.zeros(4, 4, 1, 1) for name in names}, {}, tmp_path)
+        assert "holds a YOLO, which mgdet does not have; the nearest is libreyolo:" in refusals.refusal(
+            recognise, str(path)
+        )
+
+    @pytest.mark.parametrize("name", ["retinanet_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_320_fpn"])
+    @pytest.mark.parametrize("beside", [{}, {"metric.count": torch.zeros(1)}])
+    def test_torchvision_in_lightning(self, name, beside, tmp_path):
+        with torch.device("meta"):
+            state = get_model_builder(name)(weights=None, weights_backbone=None, num_classes=3).state_dict()
+        state = {f"model.{entry}": torch.zeros(()).expand(value.shape) for entry, value in state.items()}
+        path = files.checkpoint(state | beside, {}, tmp_path)
+        assert "holds a detector of torchvision's" in refusals.refusal(recognise, str(path))
+        assert read_checkpoint(path).left_out.get("other", 0) == len(beside)

@@ -32,6 +32,8 @@ DETECTOR_HEADS = ("bbox_head.", "mask_head.", "roi_head.", "rpn_head.")
 OTHER_HEADS = ("head.", "head_dist.", "fc.", "classifier.", "neck.", "norm.", "decode_head.", "auxiliary_head.")
 """Parts beside a `backbone.` that classifies or segments."""
 PYRAMID_NAMES = ("neck.lateral_convs.", "neck.fpn_convs.")
+NEARLY_ALL = 0.9
+"""Of a file's tensors: what is under one prefix with so many, and a backbone among them, is the model."""
 DEPTH, NESTING = 4, 20
 SHOWN_NAMES, SHOWN_LETTERS = 3, 80
 
@@ -173,7 +175,8 @@ def _unwrap(result: Sorted) -> bool:
     for prefix in (*PURE_WRAPPERS, *WRAPPERS, *(unknown if len(unknown) == 1 else ())):
         inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
         sure = prefix in PURE_WRAPPERS or not any(name.startswith(OTHER_LIBRARIES) for name in inside)
-        if inside and ((len(inside) == len(names) and sure) or is_detector(inside)):
+        whole = len(inside) == len(names) or (unknown == {prefix} and len(inside) >= NEARLY_ALL * len(names))
+        if inside and ((whole and sure) or is_detector(inside)):
             _keep(result, prefix)
             return True
     return False

@@ -18,7 +18,7 @@ from mgdet.interop.names import DETECTOR_HEADS, is_detector, some
 from mgdet.interop.weights import Checkpoint
 from mgdet.models.agree import BOTTLENECKS
 from mgdet.models.detectors import detector_from
-from mgdet.models.strangers import CASCADE, FASTER, FPN, RETINANET, Stranger, lacking, strangers
+from mgdet.models.strangers import CASCADE, FASTER, FPN, OTHER_TOOLS, RETINANET, Stranger, lacking, strangers
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -77,6 +77,8 @@ def read_shapes(checkpoint: Checkpoint) -> Shown:
     path = checkpoint.path
     shapes: Shapes = {name: tuple(value.shape) for name, value in checkpoint.state_dict.items()}
     if checkpoint.kind == "backbone":
+        if unknown := strangers(shapes, OTHER_TOOLS):
+            raise lacking(path, unknown)
         raise UserError(f"{path} holds a backbone, not a detector; give a detector's checkpoint, or timm:NAME")
     if unknown := strangers(shapes):
         raise lacking(path, unknown)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,15 +30,21 @@ RETINANET, FASTER, MASK, CASCADE, SOLO = (
     "a solo",
 )
 TORCHVISION = "torchvision:NAME with this file as its weights"
+FOLDER = "the folder that save_pretrained wrote, as hf:FOLDER"
+
+OTHER_TOOLS: dict[str, tuple[str, str]] = {
+    r"backbone\.body\.|roi_heads\.box_head\.|head\.classification_head\.": ("a detector of torchvision's", TORCHVISION),
+    r"(model\.)?backbone\.conv_encoder\.|class_labels_classifier\.|(model\.decoder\.)?class_embed\.": (
+        "a detector of Hugging Face's",
+        FOLDER,
+    ),
+    r"backbone\.backbone\.|model\.\d+\.(conv|cv1)\.|\d+\.cv1\.conv\.": ("a YOLO", "libreyolo:yolox-s"),
+}
+"""As `PARTS`, of names that MMDetection never gives, whatever else is in a file."""
 
 # Names of other tools come first: what they call a backbone or a neck says nothing to the rest of the table.
 PARTS: dict[str, tuple[str, str]] = {
-    r"backbone\.body\.|roi_heads\.box_head\.|head\.classification_head\.": ("a detector of torchvision's", TORCHVISION),
-    r"(model\.)?backbone\.conv_encoder\.|class_labels_classifier\.|class_embed\.": (
-        "a detector of Hugging Face's",
-        "the folder that save_pretrained wrote, as hf:FOLDER",
-    ),
-    r"backbone\.backbone\.|model\.\d+\.(conv|cv1)\.": ("a YOLO", "libreyolo:yolox-s"),
+    **OTHER_TOOLS,
     # Backbones.
     r"backbone\.stages\.\d\.blocks\.\d+\.attn\.w_msa\.": ("MMDetection's Swin Transformer", RESNETS),
     r"backbone\.layers\.\d\.": ("a transformer backbone of MMDetection's", RESNETS),
@@ -102,10 +108,10 @@ PARTS: dict[str, tuple[str, str]] = {
 """Patterns of names, what they belong to, and what is nearest to that."""
 
 
-def strangers(names: Iterable[str]) -> list[Stranger]:
-    """What of `PARTS` the names of a detector show, each once."""
+def strangers(names: Iterable[str], parts: Mapping[str, tuple[str, str]] = PARTS) -> list[Stranger]:
+    """What of `parts` the names of a detector show, each once."""
     text = "\n".join(names)
-    found = [Stranger(*part) for pattern, part in PARTS.items() if re.search(f"^({pattern})", text, re.MULTILINE)]
+    found = [Stranger(*part) for pattern, part in parts.items() if re.search(f"^({pattern})", text, re.MULTILINE)]
     return list(dict.fromkeys(found))
 
 
@@ -113,4 +119,6 @@ def lacking(path: Path, unknown: Sequence[Stranger]) -> UserError:
     """The sentence that names what a file holds and this package lacks."""
     what = " and ".join(part.what for part in unknown)
     choice = " and ".join(dict.fromkeys(part.nearest for part in unknown))
+    if (path.parent / "config.json").is_file():
+        choice = choice.replace(FOLDER, f"its folder, as hf:{path.parent}")
     return UserError(f"{path} holds {what}, which mgdet does not have; the nearest is {choice}")
