@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import timm
@@ -11,8 +13,8 @@ import torch
 import forged
 import recorded
 from mgdet import build_detector
-from mgdet.interop.loading import load_checkpoint
-from mgdet.interop.weights import read_checkpoint, save_checkpoint
+from mgdet.interop.loading import count_classes, load_checkpoint
+from mgdet.interop.weights import Checkpoint, read_checkpoint, save_checkpoint
 from mgdet.layers.backbone import build_backbone
 from refusals import refusal
 
@@ -73,6 +75,23 @@ def test_other_number_of_classes_names_both(tmp_path, classes):
     save_checkpoint(path, forged.state(num_classes=5), classes=classes, config=None)
     text = refusal(load_checkpoint, forged.TinyDetector(3), path)
     assert "trained for 5 classes, this detector has 3" in text
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "retinanet", "reppoints", "solo"])
+@pytest.mark.parametrize(("here", "there"), [(1, 80), (1, 3), (2, 5), (80, 1)])
+def test_classes_are_counted_without_the_background(name, here, there):
+    """One class and the background are two outputs, and 80 classes are 81, not 40."""
+    with torch.device("meta"):
+        detector, other = (
+            build_detector(name, backbone="test_resnet", num_classes=number, channels=32) for number in (here, there)
+        )
+    checkpoint = Checkpoint(Path("a.pth"), "", other.state_dict(), None, None, "mmdetection", 1)
+    assert count_classes(detector, checkpoint) == there
+    wider = {
+        entry: value for entry, value in other.state_dict().items() if not entry.startswith(other.class_predictors)
+    }
+    wider["backbone.layer1.0.bn1.weight"] = torch.zeros(128)
+    assert count_classes(detector, replace(checkpoint, state_dict=wider)) is None
 
 
 def test_own_file_of_another_architecture_says_what_it_is(tmp_path):

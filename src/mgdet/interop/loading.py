@@ -13,6 +13,8 @@ from mgdet.interop.names import DETECTOR_HEADS, into_backbone, some
 from mgdet.interop.weights import Checkpoint, read_checkpoint
 
 STATISTICS = (".running_mean", ".running_var")
+WITH_BACKGROUND = ".fc_cls."
+"""In the names of the predictors that have an output for no class, those of the second stage."""
 MISSING, UNEXPECTED, RESHAPED = "missing", "unexpected", "of another shape"
 
 
@@ -152,16 +154,21 @@ def _hint(detector: nn.Module, checkpoint: Checkpoint, refused: Mapping[str, lis
 
 
 def count_classes(detector: nn.Module, checkpoint: Checkpoint) -> int | None:
-    """How many classes a file was trained for: its names say so, else the size of the first predictor that differs."""
+    """How many classes a file was trained for: its names say so, else the size of the first predictor that differs.
+
+    Of another library's detector only the names say it.
+    """
     if checkpoint.classes is not None:
         return len(checkpoint.classes)
     here = getattr(detector, "num_classes", None)
+    predictors: tuple[str, ...] = getattr(detector, "class_predictors", ())
     for name, ours in detector.state_dict().items():
         theirs = checkpoint.state_dict.get(name)
-        if not isinstance(here, int) or theirs is None or theirs.ndim == 0 or theirs.shape[1:] != ours.shape[1:]:
+        if not isinstance(here, int) or theirs is None or theirs.ndim == 0 or not name.startswith(predictors):
             continue
-        for background in (0, 1):
-            outputs, rest = divmod(ours.shape[0], here + background)
-            if theirs.shape[0] != ours.shape[0] and outputs and not rest:
-                return theirs.shape[0] // outputs - background
+        background = int(WITH_BACKGROUND in name)
+        outputs = ours.shape[0] // (here + background)
+        count, rest = divmod(theirs.shape[0], max(1, outputs))
+        if theirs.shape[0] != ours.shape[0] and theirs.shape[1:] == ours.shape[1:] and not rest:
+            return count - background
     return None
