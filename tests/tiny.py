@@ -144,8 +144,8 @@ def liven(path: Path) -> None:
     torch.save(content, path)
 
 
-def write_graph(path: Path) -> None:
-    """What `mgdet export` would leave of a detector that never finds anything."""
+def write_graph(path: Path, size: tuple[int, int] = (0, 0)) -> None:
+    """What `mgdet export` would leave of a detector that never finds anything; `size`: (h, w) of all images, 0: any."""
     from onnx import TensorProto, helper
 
     from mgdet.detectors.exported import Preprocessing
@@ -162,12 +162,12 @@ def write_graph(path: Path) -> None:
             for name, (kind, shape) in outputs.items()
         ],
         "nothing",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, [1, "height", "width", 3])],
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, [1, size[0] or "height", size[1] or "width", 3])],
         [helper.make_tensor_value_info(name, *kind_and_shape) for name, kind_and_shape in outputs.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     zero = (0.0, 0.0, 0.0)
-    how = Preprocessing("scale", 0, 0, 96, 64, 0, (0, 0, 0), zero, (1.0, 1.0, 1.0))
+    how = Preprocessing("letterbox" if size[0] else "scale", *size, 96, 64, 0, (0, 0, 0), zero, (1.0, 1.0, 1.0))
     path.write_bytes(Notes(CLASSES, how, "nothing", "").file_of(model, "fp32"))
 
 

@@ -12,7 +12,7 @@ import mgdet.report.measure as measure
 from mgdet.cli import main
 from mgdet.interop.weights import read_checkpoint
 from refusals import spoil_file
-from tiny import CLASSES, NUM_VAL, assert_same_tensors
+from tiny import CLASSES, NUM_VAL, assert_same_tensors, write_graph
 
 
 class TestTest:
@@ -55,6 +55,7 @@ class TestTest:
             (["--devices", "0"], "--devices is 0"),
             (["--batch", "0"], "--batch is 0; give 1 or more"),
             (["--batch", "two"], "--batch is 'two', which is not a number"),
+            (["--student.weights", "/nowhere.pth"], "is what is tested, for which --student.weights means nothing"),
         ],
     )
     def test_refusals(self, arguments, folder, refused, more, words):
@@ -71,6 +72,8 @@ class TestTest:
             ["--devices", "2"],
             ["--student.backbone", "resnet18"],
             ["--student.no-norm-eval"],
+            ["--data.square", "96"],
+            ["--data.long-edge", "2000"],
         ],
     )
     def test_detections_that_are_made_already_take_no_options_of_making_them(self, tiny, folder, refused, more):
@@ -80,6 +83,22 @@ class TestTest:
             text
             == f"found.json holds detections that are made already, for which {more[0]} means nothing; leave it out"
         )
+
+    def test_sizes_mean_nothing_to_a_graph_of_one_size(self, tiny, folder, refused):
+        write_graph(folder / "any.onnx")
+        write_graph(folder / "one.onnx", (64, 96))
+        for option in ("--data.square", "--data.long-edge", "--data.long_edge"):
+            text = refused("test", "one.onnx", "--data.root", tiny.root, option, "128")
+            what = "one.onnx is an exported graph for images of 64 x 96 pixels"
+            assert text == f"{what}, for which {option.replace('_', '-')} means nothing; leave it out"
+            text = refused("test", "any.onnx", "--data.root", tiny.root, option, "128", "--eval", "segm")
+            assert "finds only boxes" in text  # which is looked at later
+
+    @pytest.mark.parametrize("command", ["test", "train", "check"])
+    def test_a_detector_of_another_library_is_no_recipe(self, command, refused):
+        name = "torchvision:ssdlite320_mobilenet_v3_large"
+        text = refused(command, name, "--data.root", "data")
+        assert text.startswith(f"{name} is a detector of another library and no recipe; mgdet distill {name} DATA ")
 
     def test_needs_a_checkpoint(self, refused):
         assert "mgdet test tiny:alone needs CHECKPOINT|RESULTS.json (" in refused("test", "tiny:alone")
@@ -159,6 +178,11 @@ class TestPredict:
         for entry in report:
             height, width = cv2.imread(str(folder / "out" / entry["picture"])).shape[:2]
             assert (entry["width"], entry["height"]) == cv2.imread(entry["file"]).shape[1::-1] == (width, height)
+
+    @pytest.mark.parametrize("more", [["--recipe", "retinanet_r50"], ["--ema"]])
+    def test_another_librarys_detector_takes_no_options_of_files(self, more, tiny, refused):
+        text = refused("predict", "torchvision:ssd300_vgg16", tiny.root / "val", *more)
+        assert f"torchvision:ssd300_vgg16 is another library's detector, for which {more[0]} means nothing" in text
 
     def test_a_checkpoint_from_elsewhere_may_be_given_its_recipe(self, tiny, folder, refused):
         checkpoint = torch.load(tiny.teacher, weights_only=True)

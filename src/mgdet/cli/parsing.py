@@ -68,6 +68,11 @@ def recipe_or_file(arguments: list[str], command: str) -> Start:
         file = find_config(given)
         return Start(load_config(file), f"--config {given}", arguments, file)
     if recipe:
+        if _is_foreign(recipe):
+            raise UserError(
+                f"{recipe} is a detector of another library and no recipe; mgdet distill {recipe} DATA distills from "
+                f"it, and mgdet export {recipe} OUT.onnx writes a graph that mgdet test takes"
+            )
         if recipe not in RECIPES and Path(recipe).exists():
             raise UserError(
                 f"{recipe} is a file or folder and no recipe; --config {recipe} takes the settings of a run, and "
@@ -79,6 +84,15 @@ def recipe_or_file(arguments: list[str], command: str) -> Start:
         return Start(load_recipe(first), first, arguments)
     other = ", or TEACHER DATA" if command == "check" else ""
     raise UserError(f"mgdet {command} needs a recipe first, e.g. mgdet {command} {first}, or --config FILE{other}")
+
+
+def _is_foreign(name: str) -> bool:
+    """Is it SOURCE:NAME of another library?"""
+    if ":" not in name:
+        return False
+    from mgdet.detectors.foreign import SOURCES
+
+    return name.partition(":")[0] in SOURCES
 
 
 def option_value(arguments: Sequence[str], option: str) -> str:

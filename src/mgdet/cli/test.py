@@ -13,6 +13,8 @@ from mgdet.config import DataConfig, ModelConfig
 from mgdet.errors import refuse_unused
 from mgdet.recipes import RECIPES, load_recipe
 
+SIZES = ("--data.square", "--data.long-edge", "--data.short-edge")
+WEIGHTS = "--student.weights"
 NO_RECIPE = "alone"
 """Whose student and data make room for what a checkpoint says of itself."""
 
@@ -79,13 +81,10 @@ def run(arguments: list[str]) -> int:
     config = replace(config, student=parsed.student, data=parsed.data)
 
     from mgdet.distributed import join, launch, under_torchrun
-    from mgdet.report.measure import not_a_checkpoint, test_checkpoint
+    from mgdet.report.measure import test_checkpoint
 
     devices = count_devices(parsed.devices)
-    if what := not_a_checkpoint(parsed.checkpoint):
-        unused = {word.partition("=")[0]: True for word in start.rest if word.startswith("--student.")}
-        unused["--devices"] = devices > 1 and is_results_file(parsed.checkpoint)
-        refuse_unused(what, unused)
+    _refuse_unused(parsed.checkpoint, start.rest, devices)
     if devices > 1 and not under_torchrun():
         return launch(devices, ["test", *arguments])
     with join() as world:
@@ -103,6 +102,28 @@ def run(arguments: list[str]) -> int:
             batch=parsed.batch if option_value(start.rest, "--batch") else None,
         )
     return 0
+
+
+def _refuse_unused(source: str, words: list[str], devices: int) -> None:
+    """Refuses options that mean nothing to what is tested.
+
+    Raises:
+        UserError: one was given.
+    """
+    from mgdet.detectors.exported import load_exported
+    from mgdet.evaluate.results import is_results_file
+    from mgdet.report.measure import not_a_checkpoint
+
+    given = [word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")]
+    what, made = not_a_checkpoint(source), is_results_file(source)
+    if not what:
+        return refuse_unused(f"{source} is what is tested", {WEIGHTS: WEIGHTS in given})
+    refuse_unused(what, {word: True for word in given if word.startswith("--student.")})
+    sizes = dict.fromkeys((word for word in given if word in SIZES), True)
+    if made:
+        return refuse_unused(what, sizes | {"--devices": devices > 1})
+    if sizes and (canvas := load_exported(source).canvas):
+        refuse_unused(f"{what} for images of {canvas[0]} x {canvas[1]} pixels", sizes)
 
 
 def _is_checkpoint(first: str) -> bool:

@@ -59,6 +59,7 @@ def open_detector(source: str, *, recipe: Config | None = None, ema: bool = Fals
         UserError: it is missing, damaged, or no detector that this package knows.
     """
     if ":" in source and source.partition(":")[0] in SOURCES:
+        refuse_unused(f"{source} is another library's detector", {"--recipe": recipe is not None, "--ema": ema})
         return _foreign(source)
     if is_exported(source):
         return _exported(source, recipe=recipe, ema=ema)
