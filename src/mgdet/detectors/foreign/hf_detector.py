@@ -70,7 +70,7 @@ class HuggingFace(Foreign):
     def keep(self, columns: Sequence[int]) -> None:
         """See `Foreign.keep`."""
         self.num_classes, self.columns = len(columns), tuple(columns)
-        labels = torch.full((len(self.output_names) + 1,), -1)
+        labels = torch.full((self.config.num_labels + 1,), -1)
         labels[list(columns)] = torch.arange(len(columns))
         self.register_buffer("_columns", torch.tensor(columns, dtype=torch.long), persistent=False)
         self.register_buffer("_labels", labels, persistent=False)
