@@ -344,8 +344,8 @@ def test_a_disk_that_hangs_keeps_no_run_from_leaving(tiny, tmp_path):
     process = start([*arguments(tiny, folder, "--schedule.epochs", "500"), "--data.root", str(root)])
     wait_for(lambda: (folder / "metrics.jsonl").exists() and len(records(folder)) > 2, process)
     for i in range(12):
-        (root / "train" / f"{i}.jpg").unlink()
-        os.mkfifo(root / "train" / f"{i}.jpg")
+        os.mkfifo(root / "pipe")
+        (root / "pipe").replace(root / "train" / f"{i}.jpg")  # no reader may find no file
     time.sleep(3)
     step = state_of(folder).step
     process.send_signal(signal.SIGTERM)

@@ -58,7 +58,7 @@ def alone(root: Path, epochs: int) -> Config:
         student=model(),
         data=DataConfig(root=str(root), long_edge=96, short_edge=(64, 64), workers=0),
         optimizer=OptimizerConfig(name="adamw", lr=0.009, weight_decay=0.01, clip_norm=5.0),
-        schedule=ScheduleConfig(epochs=epochs, drops=(max(1, epochs - 2),), warmup_steps=20),
+        schedule=ScheduleConfig(epochs=epochs, drops=(epochs - 2,) if epochs > 2 else (), warmup_steps=20),
         train=TrainConfig(batch=8, log_every=50, eval_every=0),
     )
 
