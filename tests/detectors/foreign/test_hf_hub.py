@@ -99,6 +99,16 @@ def test_a_run_on_a_model_of_the_hub_holds_its_settings(hub, tmp_path):
         build("someone/else", classes=["a"], weights=str(file), say=silent)
 
 
+def test_a_run_whose_classes_are_in_another_order_than_its_outputs_is_built_again(hub, tmp_path):
+    lay(hub)
+    run = build(NAME, classes=["dog", "cat"], weights="pretrained", say=silent)
+    file = tmp_path / "student_best.pth"
+    save_checkpoint(file, run.weights(), classes=["dog", "cat"], config=None, description=run.description())
+    assert run.columns == (1, 0)
+    assert build(NAME, classes=["dog", "cat"], weights=str(file), say=silent).columns == (1, 0)
+    assert build(NAME, classes=None, weights=str(file), say=silent).output_names == ("cat", "dog")
+
+
 def test_no_network_is_one_sentence_in_time(hub):
     start = time.monotonic()
     with pytest.raises(UserError, match=r"bring config.json, preprocessor_config.json and model.safetensors") as caught:

@@ -258,7 +258,7 @@ def _from_checkpoint(
         if known is None or len(known) != outputs:
             known = tuple(f"{PLACEHOLDER} {place}" for place in range(outputs))
         _name_classes(config, known)
-    elif checkpoint.classes is not None and len(checkpoint.classes) == config.num_labels:
+    elif described is None and checkpoint.classes is not None and len(checkpoint.classes) == config.num_labels:
         _name_classes(config, checkpoint.classes)
     library = new_library(config)
     report = load_checkpoint(library, checkpoint)
