@@ -83,8 +83,8 @@ def refuse_lacks(checkpoint: Checkpoint, found: Sequence[Lack], detector: str) -
 def refuse_old(checkpoint: Checkpoint, model: Mapping[str, Any], detector: str, num_classes: int | None) -> None:
     """Refuses a detector of one stage of MMDetection 1.x, whose names and shapes are those of 2.x.
 
-    The config of 1.x counts the background as a class. The version alone says little where there is a config: files
-    that were trained on the way to 2.0 have a 1.x in theirs.
+    The config of 1.x counts the background as a class. The version decides nothing: files that were trained on the way
+    to 2.0 have a 1.x in theirs.
 
     Args:
         checkpoint: the file.
@@ -95,13 +95,29 @@ def refuse_old(checkpoint: Checkpoint, model: Mapping[str, Any], detector: str, 
     Raises:
         UserError: it is one.
     """
-    told = get(model, "bbox_head", "num_classes")
-    old = checkpoint.version.startswith(OLD) if told is UNKNOWN else num_classes is not None and told == num_classes + 1
+    old = num_classes is not None and get(model, "bbox_head", "num_classes") == num_classes + 1
     if old and detector in PYRAMID_OF_ONE_STAGE:
         what = Stranger(
             f"a {detector} of MMDetection 1.x, with other anchors and boxes", "one of MMDetection 2.x or 3.x"
         )
         raise lacking(checkpoint.path, [what])
+
+
+def old_doubts(checkpoint: Checkpoint, model: Mapping[str, Any], detector: str) -> list[str]:
+    """A line on a file that may be of MMDetection 1.x, of which its config does not say whether it is.
+
+    Args:
+        checkpoint: the file.
+        model: the config of the model in it, empty where there is none.
+        detector: the name of ours.
+    """
+    told = get(model, "bbox_head", "num_classes")
+    if detector not in PYRAMID_OF_ONE_STAGE or told is not UNKNOWN or not checkpoint.version.startswith(OLD):
+        return []
+    return [
+        f"MMDetection {checkpoint.version} wrote it: if that was a release of 1.x and not a development version of "
+        "2.0, its anchors and boxes are not those that mgdet uses"
+    ]
 
 
 def pixel_words(pixels: Pixels) -> str:

@@ -13,7 +13,7 @@ from mgdet.interop.mmdet_config import UNKNOWN
 from mgdet.interop.names import shown as shortened
 from mgdet.interop.weights import Checkpoint, read_checkpoint
 from mgdet.layers.conv import MAX_GROUPS, count_groups
-from mgdet.models.agree import CAFFE, CAFFE_PIXELS, pixel_words, refuse_lacks, refuse_old
+from mgdet.models.agree import CAFFE, CAFFE_PIXELS, old_doubts, pixel_words, refuse_lacks, refuse_old
 from mgdet.models.fixed import groups_said, lacks, testing_notes
 from mgdet.models.said import Said, said_by
 from mgdet.models.shown import Shown, read_shapes
@@ -115,6 +115,7 @@ def _theirs(checkpoint: Checkpoint, source: str) -> Recognised:
     found = lacks(said.model, shown.model.detector, shown.model.channels)
     refuse_lacks(checkpoint, found, shown.model.detector)
     model, doubts = _with_pixels(shown, said, silence, _hint(checkpoint, said))
+    doubts += old_doubts(checkpoint, said.model, shown.model.detector) + _group_doubts(shown, said, silence)
     classes, naming = _classes(checkpoint, shown, said)
     long_edge, short_edge = said.scale or (None, None)
     size = f", images of {long_edge} x {short_edge}" if said.scale else ""
@@ -125,7 +126,7 @@ def _theirs(checkpoint: Checkpoint, source: str) -> Recognised:
         num_classes=shown.num_classes,
         long_edge=long_edge,
         short_edge=short_edge,
-        lines=(line, *doubts, *_group_doubts(shown, said, silence), *_testing_notes(shown, said)),
+        lines=(line, *doubts, *_testing_notes(shown, said)),
         square=long_edge or 0 if not said.keep_ratio and long_edge == short_edge else 0,
     )
 
