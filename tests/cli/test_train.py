@@ -97,6 +97,8 @@ class TestTrain:
         assert text.startswith("schedule.drops is 8 11, but schedule.shape is cosine, which has no drops; give --sched")
         text = refused(*tiny.arguments(command), "--schedule.cosine-floor", "0.1")
         assert text.startswith("schedule.cosine_floor is 0.1, but schedule.shape is steps, which has no floor; give --")
+        text = refused(*tiny.arguments(command), "--schedule.cosine-floor", "0.1", "--run-dir", "new", "--resume")
+        assert text.startswith("schedule.cosine_floor is 0.1, but"), "there is no run to resume"
 
     def test_a_run_folder_that_cannot_be_made(self, tiny, folder, refused):
         (folder / "file").write_text("precious")

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgdet.cli.distill import DistillArguments, decide, names_two, parse_distill
-from mgdet.cli.parsing import count_devices, given_settings, parse, recipe_or_file, say, take_auto
+from mgdet.cli.parsing import check_schedule, count_devices, parse, recipe_or_file, say, take_auto
 from mgdet.cli.train import TrainArguments
-from mgdet.engine.schedule import check_given
 from mgdet.errors import UserError
 
 STDOUT = "-"
@@ -56,9 +55,9 @@ def run(arguments: list[str]) -> int:
         start = recipe_or_file(arguments, "check")
         rest, fit_batch = take_auto(start.rest, "--train.batch")
         parsed = parse(CheckArguments, rest, f"check {start.words}", CheckArguments(config=start.config))
-        check_given(parsed.config.schedule, given_settings(rest, parsed.config))
         out = _out(parsed.json)
         config, folder = parsed.config, Path(parsed.run_dir) if parsed.run_dir else start.folder(resume=parsed.resume)
+        check_schedule(rest, config, folder, resume=parsed.resume)
 
     from mgdet.api import check
     from mgdet.files import atomic_write

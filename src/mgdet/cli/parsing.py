@@ -15,6 +15,7 @@ import tyro
 
 from mgdet.config import Config
 from mgdet.config.file import CONFIG_FILE, find_config, load_config
+from mgdet.engine.schedule import check_given
 from mgdet.errors import UserError
 from mgdet.recipes import RECIPES, load_recipe
 
@@ -130,6 +131,22 @@ def given_settings(arguments: Sequence[str], config: object) -> dict[str, Any]:
                 if own in getattr(place, "__dataclass_fields__", {}) and not is_dataclass(getattr(place, own)):
                     settings[f"{section}.{own}" if section else own] = getattr(place, own)
     return settings
+
+
+def check_schedule(arguments: Sequence[str], config: Config, folder: Path, *, resume: bool) -> None:
+    """Refuses settings of a schedule's other shape, but in a run that is resumed: an earlier version took them.
+
+    Args:
+        arguments: all that was typed.
+        config: as the options were read into it.
+        folder: of the run.
+        resume: a run in the folder is to be resumed.
+
+    Raises:
+        UserError: one of them would be ignored.
+    """
+    if not (resume and (folder / CONFIG_FILE).is_file()):
+        check_given(config.schedule, given_settings(arguments, config))
 
 
 def parse(kind: type[Arguments], arguments: list[str], command: str, default: Arguments | None = None) -> Arguments:

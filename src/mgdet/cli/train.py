@@ -8,9 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from mgdet.cli.parsing import Devices, count_devices, given_settings, parse, recipe_or_file, say, take_auto
+from mgdet.cli.parsing import Devices, check_schedule, count_devices, parse, recipe_or_file, say, take_auto
 from mgdet.config import Config
-from mgdet.engine.schedule import check_given
 
 
 @dataclass(kw_only=True)
@@ -38,9 +37,8 @@ def run(arguments: list[str]) -> int:
     start = recipe_or_file(arguments, "train")
     rest, fit_batch = take_auto(start.rest, "--train.batch")
     parsed = parse(TrainArguments, rest, f"train {start.words}", TrainArguments(config=start.config))
-    if not parsed.resume:  # a run of an earlier version may have begun with settings that mean nothing
-        check_given(parsed.config.schedule, given_settings(rest, parsed.config))
     folder = Path(parsed.run_dir) if parsed.run_dir else start.folder(resume=parsed.resume)
+    check_schedule(rest, parsed.config, folder, resume=parsed.resume)
 
     from mgdet.api import train
 
