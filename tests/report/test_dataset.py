@@ -9,6 +9,7 @@ import pytest
 
 import formats
 from mgdet.cli import main
+from mgdet.report import dataset
 
 
 @pytest.fixture(autouse=True)
@@ -226,3 +227,17 @@ def test_masks_that_do_not_fit_stop_only_those_who_need_them(folder, ask):
     code, said = ask("data", "--masks")
     assert code == 0
     assert "its RLEs are of the sizes [10, 10] and [20, 10]" in said
+
+
+def test_each_split_is_read_once_where_one_is_faulty(folder, ask, monkeypatch):
+    formats.beside(folder / "data")
+    (folder / "data/val.json").write_text('{"file_name": "val_0.png"')
+    splits, read_places = [], dataset.read_places
+
+    def read(root, places, masks):
+        splits.extend(places)
+        return read_places(root, places, masks)
+
+    monkeypatch.setattr(dataset, "read_places", read)
+    assert ask("data")[0] == 2
+    assert sorted(splits) == ["train", "val"]

@@ -104,10 +104,11 @@ def _read(data: DataConfig, places: Mapping[str, Place], problems: list[str]) ->
             problems.append(str(error))
             return {}
     root = Path(data.root)
-    # Pascal VOC's splits share their classes: one alone may have none.
-    for wanted in (places, {split: place for split, place in places.items() if split != "test"}):
-        with contextlib.suppress(UserError):
-            return read_places(root, wanted, dict.fromkeys(wanted, True))
+    if any(format_of(root, place) == "voc" for place in places.values()):  # its splits share their classes
+        trained = {split: place for split, place in places.items() if split != "test"}
+        for wanted in (places, trained)[: 1 + ("test" in places)]:
+            with contextlib.suppress(UserError):
+                return read_places(root, wanted, dict.fromkeys(wanted, True))
     read: dict[str, Records] = {}
     for split, place in places.items():
         try:
