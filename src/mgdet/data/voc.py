@@ -154,8 +154,8 @@ def _xml_of(home: Path, line: str) -> Path:
 
 
 def _tails(name: str) -> list[str]:
-    """A name with all of its folders, with fewer of them, and with none."""
-    parts = [part for part in name.split("/") if part not in ("", ".", "..")] or [""]
+    """A name with all of its folders, with fewer of them, and with none; a drive of Windows is none of them."""
+    parts = [part for part in name.split("/") if part not in ("", ".", "..") and part[-1] != ":"] or [""]
     return ["/".join(parts[i:]) for i in range(len(parts))]
 
 

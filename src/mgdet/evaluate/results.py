@@ -84,6 +84,11 @@ def results_notes(path: Path, results: Sequence[Mapping[str, Any]], records: Rec
             f"the image_ids of {path} are read as ids of '{records.source}', but they are also names of its files: "
             f"{other} is read as {name}"
         )
+    if seen and _has_no_ids(records) and _count_from_one(_keys(_load(path), "image_id", path), len(records)):
+        notes.append(
+            f"numbers in {path} are read as names of files, as {min(seen, key=str)}; detections that an earlier "
+            "version of mgdet wrote count images from 1 and have to be written again"
+        )
     if results and _outside(results, records) > 0.5:
         notes.append(
             f"most boxes of {path} extend beyond their images; they look like corners (x1, y1, x2, y2), but COCO's "
@@ -159,6 +164,12 @@ def _images(items: Sequence[dict[str, Any]], records: Records, path: Path) -> di
 def _has_no_ids(records: Records) -> bool:
     """Is this a format without ids, YOLO's or Pascal VOC's? Then images have their files' names for it."""
     return records.image_ids[0] == records.files[0]
+
+
+def _count_from_one(keys: Iterable[Id], number: int) -> bool:
+    """Are these all numbers that might count so many images?"""
+    values = [integer_of(key) if isinstance(key, str) else key for key in keys]
+    return all(value is not None and 1 <= value <= number for value in values)
 
 
 def _by_name(records: Records) -> dict[Id, Id]:
