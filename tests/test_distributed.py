@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -261,7 +263,7 @@ def test_the_first_of_two_processes_looks_at_the_run_and_both_stop(tiny, tmp_pat
     save_checkpoint(tmp_path / "huge.pth", checkpoint.state_dict, classes=CLASSES, config=checkpoint.config)
     arguments = [*tiny.arguments("train"), "--devices", "2", "--run-dir", str(tmp_path / "run"), "--no-inherit"]
     code, out, err = spoken([*arguments, "--teacher.weights", str(tmp_path / "huge.pth")])
-    assert code == 2
+    assert code == 2, err
     assert out.count("taking one step, which is undone") == 1 and out.count("STOP") == 1
     assert err.startswith("mgdet: the run does not start: the first step is not finite: loss, loss_mgd_fpn_4 on ")
     assert err.count("\n") == 1
@@ -297,6 +299,22 @@ def test_a_process_that_is_killed_is_named(tiny, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err.endswith("of 2 was ended by SIGKILL, so all had to stop\n") and err.count("\n") == 1
+
+
+def test_a_process_that_failed_keeps_its_code_where_its_exit_aborts(tmp_path):
+    """As gloo may do at the end of a process whose peers are gone."""
+    (tmp_path / "sitecustomize.py").write_text("import atexit, os\natexit.register(os.abort)\n")
+    arguments = [sys.executable, "-m", "mgdet", "test", "no_such_recipe", "no.pth"]
+    for marks, code in (({"TORCHELASTIC_RUN_ID": "1"}, 2), ({}, -signal.SIGABRT)):
+        env = os.environ | {"PYTHONPATH": str(tmp_path)} | marks
+        assert subprocess.run(arguments, check=False, env=env, capture_output=True, text=True).returncode == code
+
+
+def test_a_run_of_many_processes_leaves_no_folder_behind(tiny, tmp_path, monkeypatch):
+    (scratch := tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    assert spoken([*tiny.arguments("train"), "--devices", "2", "--teacher.weights", "no.pth"])[0] == 2
+    assert list(scratch.iterdir()) == []
 
 
 def children(pid):

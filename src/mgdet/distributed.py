@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -150,6 +151,17 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def leave(code: int) -> None:
+    """Ends this process at once, if torchrun started it: for one that failed.
+
+    An orderly exit takes down a process group whose peers may be gone; where that aborts, the exit code is lost.
+    """
+    if under_torchrun():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 def launch(devices: int, arguments: Sequence[str]) -> int:
     """Runs `mgdet arguments` in `devices` processes of this machine with torchrun, and waits for them.
 
@@ -160,7 +172,7 @@ def launch(devices: int, arguments: Sequence[str]) -> int:
         UserError: there are not so many devices.
         TrainingError: a process was killed.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -172,25 +184,29 @@ def launch(devices: int, arguments: Sequence[str]) -> int:
             logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_SAVE))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=devices,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id=uuid.uuid4().hex,
-        max_restarts=0,
-        monitor_interval=0.2,
-    )
     try:
-        elastic_launch(config, sys.executable)("-m", "mgdet", *arguments)
+        with tempfile.TemporaryDirectory(prefix="mgdet-") as scratch:
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=devices,
+                logs_specs=DefaultLogsSpecs(log_dir=scratch),  # by itself it leaves a folder behind
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                run_id=uuid.uuid4().hex,
+                max_restarts=0,
+                monitor_interval=0.2,
+            )
+            elastic_launch(config, sys.executable)("-m", "mgdet", *arguments)
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        if USER_ERROR in codes.values():
+            return USER_ERROR  # whatever the others then met
         rank, code = next(iter(codes.items()))
         if code < 0:
             ended_by = signal.Signals(-code).name
             raise TrainingError(f"process {rank} of {devices} was ended by {ended_by}, so all had to stop") from None
-        return USER_ERROR if USER_ERROR in codes.values() else code
+        return code
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
