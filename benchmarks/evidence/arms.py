@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from evidence import backbones
 from evidence.data import choose_root, data_config
-from evidence.pairs import DECAY, Pair, sweeps_of
+from evidence.pairs import DECAY, Pair, Shapes, sweeps_of
 from mgdet.config import (
     METHODS,
     PROPOSALS_PER_LEVEL,
@@ -36,6 +37,7 @@ class Arm:
     inherit: starts with the teacher's neck and head.
     settings: what else it changes, by dotted name.
     length: how many times as long it trains.
+    teacher_images: sees the teacher's images, in as many steps.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Arm:
     inherit: bool = False
     settings: tuple[tuple[str, float], ...] = ()
     length: int = 1
+    teacher_images: bool = False
 
     @property
     def searched_as(self) -> str:
@@ -53,7 +56,10 @@ class Arm:
     def title(self) -> str:
         """Its row in the table."""
         if not self.method:
-            return "inherits only" if self.inherit else "alone" + (", twice as long" if self.length == 2 else "")
+            more = (", twice as long" if self.length == 2 else "") + (
+                ", teacher's images" if self.teacher_images else ""
+            )
+            return "inherits only" if self.inherit else "alone" + more
         title = TITLES.get(self.method, self.method) + (", inherits" if self.inherit else "")
         return title + "".join(f", {name} {value:g}" for name, value in self.settings)
 
@@ -67,13 +73,15 @@ ALONE = Arm("alone")
 INHERITS = Arm("inherits", inherit=True)
 TWICE = Arm("alone.twice", length=2)
 """Whether the student alone is at its plateau, on the images and with the seeds that are reported."""
+LABELS = Arm("alone.teacher-images", teacher_images=True)
+"""What the labels are worth that a teacher has seen and its students have not."""
 SWEPT = Arm("mgd-inherits", "mgd", True)
 """The arm that sweeps change."""
 
 
 def arms_of(pair: Pair) -> list[Arm]:
     """The arms of a pair. PKD and FGD inherit, as MGD does; what a method does without it is shown for MGD."""
-    arms = [ALONE, TWICE, INHERITS, Arm("mgd", "mgd")]
+    arms = [ALONE, TWICE, *([LABELS] if pair.teacher_num_train else []), INHERITS, Arm("mgd", "mgd")]
     return arms + [Arm(f"{method}-inherits", method, True) for method in METHODS if method in pair.strengths]
 
 
@@ -121,8 +129,7 @@ def student_config(pair: Pair, root: Path, *, epochs: int, rate: float, seed: in
 
 def teacher_config(pair: Pair, root: Path, *, epochs: int, seed: int) -> Config:
     """The teacher."""
-    own = replace(pair, images=pair.teacher_images, teacher_num_train=0)
-    config = student_config(own, root, epochs=epochs, rate=pair.teacher_rate, seed=seed)
+    config = student_config(pair.as_teacher, root, epochs=epochs, rate=pair.teacher_rate, seed=seed)
     config.student = _model(pair, pair.teacher, pair.teacher_backbone, _start(pair, root, pair.teacher_backbone))
     return config
 
@@ -150,7 +157,11 @@ def arm_config(
         epochs, rate, decay: the schedule, its learning rate and weight decay.
         seed: of the run.
     """
-    config = student_config(pair, root, epochs=arm.length * epochs, rate=rate, seed=seed, decay=decay)
+    epochs, sees = arm.length * epochs, pair
+    if arm.teacher_images:
+        assert isinstance(pair.images, Shapes)
+        epochs, sees = math.ceil(epochs * pair.images.num_train / pair.teacher_num_train), pair.as_teacher
+    config = student_config(sees, root, epochs=epochs, rate=rate, seed=seed, decay=decay)
     if arm.method or arm.inherit:
         assert teacher is not None
         config.teacher = _model(pair, pair.teacher, pair.teacher_backbone, str(teacher / LAST_FILE))

@@ -86,7 +86,7 @@ def choose(pair: Pair, root: Path, name: str) -> dict[str, Any]:
         lambda: _teacher(pair, root, name),
     )
     search = _Search(pair, root, folder, root / teacher["folder"])
-    arms = [arm for arm in arms_of(pair) if arm.length == 1]
+    arms = [arm for arm in arms_of(pair) if arm.searched_as == arm.name]
 
     def searches(arm: Arm) -> list[dict[str, Any]]:
         start = alone if arm.base == ALONE else search.start(arm.base)

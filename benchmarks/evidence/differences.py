@@ -9,7 +9,7 @@ from typing import Any
 
 import hotcoco
 
-from evidence.arms import ALONE, INHERITS, TWICE, Arm
+from evidence.arms import ALONE, INHERITS, LABELS, TWICE, Arm
 from evidence.measure import Measured
 from mgdet.report.intervals import Bootstrap, image_errors, reach_of
 
@@ -85,10 +85,11 @@ class Row:
 
 
 def compared_with(arm: Arm) -> list[Arm]:
-    """The arms that an arm is compared with: the student alone, also for twice as long, and inheriting alone."""
-    if arm in (ALONE, TWICE):
+    """The arms that an arm is compared with: the student alone, also for twice as long and with the labels that the
+    teacher had, and inheriting alone."""
+    if arm.searched_as == ALONE.name:
         return [own for own in (ALONE,) if own != arm]
-    return [ALONE, TWICE, INHERITS] if arm.inherit and arm != INHERITS else [ALONE, TWICE]
+    return [ALONE, TWICE, LABELS, *([INHERITS] if arm.inherit and arm != INHERITS else [])]
 
 
 def fill(rows: Sequence[Row], teacher: Measured | None, truth: dict[str, Any], metrics: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from evidence import words
-from evidence.arms import ALONE, INHERITS, TWICE, student_config, teacher_config
+from evidence.arms import ALONE, INHERITS, LABELS, TWICE, Arm, arms_of, student_config, teacher_config
 from evidence.backbones import BATCH, PICTURES, read_note
 from evidence.choose import GAIN, own_searches
 from evidence.differences import Row
@@ -22,8 +22,8 @@ from evidence.words import METRIC_NAMES, percent, signed
 from mgdet.config import ModelConfig
 from mgdet.models import detector_from
 
-COMPARED = (ALONE, TWICE, INHERITS)
-"""The arms that others are compared with, a column each."""
+COMPARED = (ALONE, TWICE, LABELS, INHERITS)
+"""The arms that others are compared with, a column for each that there is."""
 
 
 @dataclass(slots=True)
@@ -71,6 +71,10 @@ class Page:
         parts += ["## Every run", self._runs(), "## Choices", self._choices(), "## Where and how", self._where()]
         return "\n\n".join(parts) + "\n"
 
+    @property
+    def _compared(self) -> list[Arm]:
+        return [arm for arm in COMPARED if arm in arms_of(self.pair)]
+
     def _about(self) -> str:
         images, pair = self.pair.images, self.pair
         height, width = images.size
@@ -96,7 +100,8 @@ class Page:
             f"{self._more()}Lengths, rates, decays and strengths were chosen on the validation images; all other "
             "settings were set by hand, some after earlier runs on the same validation images. All arms share seeds, "
             f"order of images, batch {pair.batch} and precision {precision}, and all but the one that is twice as long "
-            f"train for {self.choices['length']['epochs']} epochs. Each has the rate and decay that its search chose."
+            f"train for {self.choices['length']['epochs']} epochs{self._steps()}. Each has the rate and decay that its "
+            "search chose."
             f"{shared} A score is that of the last student of a run, in float32. There is one teacher and one set of "
             "backbones; what another of them would change is in no interval."
             + (f"\n\n{pair.note}" if pair.note else "")
@@ -115,8 +120,16 @@ class Page:
             return ""
         return (
             f"The teacher was trained on {more.num_train:,} images, the students' {own.num_train:,} and others, so "
-            "what a student gains from it may also come from images that it has not seen itself. A student trained "
-            f"on all {more.num_train:,} would use the same labels; none was trained here. "
+            "what a student gains from it may also come from images that it has not seen itself. One arm without a "
+            f"teacher is trained on all {more.num_train:,}, with their labels. "
+        )
+
+    def _steps(self) -> str:
+        """What an epoch is to the arm that sees more images."""
+        if LABELS not in arms_of(self.pair):
+            return ""
+        return (
+            " (the one on the teacher's images for as many steps, rounded up to whole epochs, in an order of its own)"
         )
 
     def _start(self) -> str:
@@ -140,7 +153,7 @@ class Page:
             "AP50",
             "AP75",
             "seeds",
-            *(f"minus {arm.title}" for arm in COMPARED),
+            *(f"minus {arm.title}" for arm in self._compared),
             "gap closed",
             "search runs",
         ]
@@ -150,7 +163,7 @@ class Page:
             stats, finished = self.teacher.scores[metric], self.teacher.finished
             tried = str(len(self.choices["teacher"]["tried"]))
             own = ["teacher", percent(stats["AP"]), "", percent(stats["AP50"]), percent(stats["AP75"])]
-            own += ["1", *[""] * len(COMPARED), "", tried]
+            own += ["1", *[""] * len(self._compared), "", tried]
             lines.append([*own, f"{finished.images_per_second:.1f}", f"{finished.seconds / 60:.0f}"])
         lines += [self._arm(row, metric) for row in self.rows]
         note = (
@@ -188,7 +201,7 @@ class Page:
             percent(row.mean(metric, "AP50")),
             percent(row.mean(metric, "AP75")),
             str(len(row.whole)) if len(row.whole) == len(row.runs) else f"{len(row.whole)} of {len(row.runs)}",
-            *(shown(arm.name) for arm in COMPARED),
+            *(shown(arm.name) for arm in self._compared),
             "" if gap is None else f"{gap:.0%}".replace("%", " %").replace("-", words.MINUS),
             str(len({tried["folder"] for own in searches for tried in own["tried"]})),
             f"{sum(speeds) / len(speeds):.1f}" if speeds else "",

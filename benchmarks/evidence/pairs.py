@@ -131,6 +131,11 @@ class Pair:
         assert isinstance(self.images, Shapes)
         return replace(self.images, num_train=self.teacher_num_train)
 
+    @property
+    def as_teacher(self) -> Pair:
+        """This pair on what the teacher is trained on."""
+        return replace(self, images=self.teacher_images, teacher_num_train=0)
+
 
 CASCADE = Pair(
     teacher="cascade_mask_rcnn",
@@ -167,11 +172,11 @@ PAIRS: dict[str, Pair] = {
         CASCADE,
         longest=2,
         teacher_epochs=8,
-        note="The pair, its images and the values that are searched are those of a longer round (faster_rcnn), in which "
-        "students learned for 256 epochs and there was time for two seeds of most arms. So that three seeds of every "
-        "arm fit, students learn for at most 64 epochs here and the teacher for at most 16; in the longer round twice "
-        "the teacher's length gained 0.5 AP. The test images are the same; 13 students of the longer round have been "
-        "measured on them, and nothing was chosen by that.",
+        note="The pair, its images and the values that are searched are those of a longer round (faster_rcnn), in "
+        "which students learned for 256 epochs and there was time for two seeds of most arms. So that three seeds of "
+        "every arm fit, students learn for at most 64 epochs here and the teacher for at most 16; in the longer round "
+        "twice the teacher's length gained 0.5 AP. The test images are the same; 13 students of the longer round have "
+        "been measured on them, and nothing was chosen by that.",
     ),
     "mask_rcnn": replace(
         CASCADE,

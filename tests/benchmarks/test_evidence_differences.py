@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from evidence import words
-from evidence.arms import ALONE, INHERITS, TWICE, Arm
+from evidence.arms import ALONE, INHERITS, LABELS, TWICE, Arm
 from evidence.differences import RESAMPLING, Difference, Row, compared_with, evaluator, fill
 from evidence.measure import Measured
 from evidence.pairs import Pair, sweeps_of
@@ -193,9 +193,10 @@ def test_where_the_method_adds_nothing_is_said(truth):
 def test_what_an_arm_is_compared_with():
     assert compared_with(ALONE) == []
     assert compared_with(TWICE) == [ALONE]
-    assert compared_with(INHERITS) == [ALONE, TWICE]
-    assert compared_with(Arm("mgd", "mgd")) == [ALONE, TWICE]
-    assert compared_with(MGD) == [ALONE, TWICE, INHERITS]
+    assert compared_with(LABELS) == [ALONE]
+    assert compared_with(INHERITS) == [ALONE, TWICE, LABELS]
+    assert compared_with(Arm("mgd", "mgd")) == [ALONE, TWICE, LABELS]
+    assert compared_with(MGD) == [ALONE, TWICE, LABELS, INHERITS]
 
 
 def test_a_weak_teacher_and_searches_at_the_edge_are_said(truth):

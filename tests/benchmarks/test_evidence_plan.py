@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 from evidence import choose, commands, data, pairs, runs
-from evidence.arms import ALONE, INHERITS, SWEPT, arm_config, arms_of, student_config, sweep_arms, teacher_config
+from evidence.arms import (
+    ALONE,
+    INHERITS,
+    LABELS,
+    SWEPT,
+    arm_config,
+    arms_of,
+    student_config,
+    sweep_arms,
+    teacher_config,
+)
 from mgdet.config import TrainConfig
 from mgdet.engine.checkpoint import flatten
 from mgdet.errors import UserError
@@ -25,8 +35,10 @@ def names(pair: pairs.Pair) -> list[str]:
 @pytest.mark.parametrize("name", pairs.PAIRS)
 def test_what_an_arm_has_to_beat_starts_as_it_does(name):
     pair = pairs.PAIRS[name]
-    assert names(pair) == ["alone", "alone.twice", "inherits", "mgd", "mgd-inherits", "pkd-inherits", "fgd-inherits"]
-    assert [arm.base for arm in arms_of(pair)] == [ALONE, ALONE, INHERITS, ALONE, INHERITS, INHERITS, INHERITS]
+    without = ["alone", "alone.twice"] + (["alone.teacher-images"] if pair.teacher_num_train else [])
+    assert names(pair) == [*without, "inherits", "mgd", "mgd-inherits", "pkd-inherits", "fgd-inherits"]
+    bases = [ALONE] * len(without) + [INHERITS, ALONE, INHERITS, INHERITS, INHERITS]
+    assert [arm.base for arm in arms_of(pair)] == bases
 
 
 @pytest.mark.parametrize("name", pairs.PAIRS)
@@ -46,7 +58,8 @@ def test_every_arm_is_a_run_that_differs_in_what_it_is_about_alone(tmp_path, nam
         own = flatten(config.to_dict())
         changed = {key for key in own.keys() | alone.keys() if own.get(key) != alone.get(key)}
         about = ("teacher", "inherit", f"{arm.method}.weight", *dict(arm.settings))
-        about += ("schedule.epochs", "train.eval_every") if arm.length > 1 else ()
+        about += ("schedule.epochs", "train.eval_every") if arm.length > 1 or arm.teacher_images else ()
+        about += ("data.root",) if arm.teacher_images else ()
         assert all(key.startswith(about) for key in changed), changed
         assert not any(str(data.test_root(tmp_path, pair.images)) in str(value) for value in own.values())
 
@@ -59,6 +72,9 @@ def test_a_teacher_may_have_seen_more_than_its_students(tmp_path):
         str(tmp_path / "data/shapes-128x160-200/choose"),
         str(tmp_path / "data/shapes-128x160-1000/choose"),
     )
+    labels = {"teacher": None, "strength": 0.0, "epochs": 64, "rate": 0.002, "seed": 1}
+    control = arm_config(pair, tmp_path, LABELS, **labels)
+    assert (control.data.root, control.schedule.epochs) == (teacher.data.root, 13), "13 x 1,000 are 64 x 200"
     images = replace(pair.images, num_train=2, num_val=2, num_test=2)
     for own in (images, replace(pair, images=images, teacher_num_train=3).teacher_images):
         data.make(tmp_path, own, None)

@@ -45,22 +45,22 @@ def test_from_the_first_choice_to_the_page(evidence, tmp_path, capsys):
     assert evidence("run", "--seeds", "0", "--anyway") == 0
     page = tmp_path / "evidence-tiny-2030-01.md"
     assert evidence("table", "--out", str(tmp_path), "--date", "2030-01") == 2
-    assert "tiny: 5 runs are not finished, the first in tiny/alone/seed-1" in capsys.readouterr().err
+    assert "tiny: 6 runs are not finished, the first in tiny/alone/seed-1" in capsys.readouterr().err
     assert not list(evidence.root.rglob("test-*.json")), "nobody looked"
     assert evidence("table", "--out", str(tmp_path), "--date", "2030-01", "--partial") == 0
     early = (tmp_path / "evidence-tiny-2030-01-partial.md").read_text()
     assert not page.exists()
-    assert "5 of the reported runs are not finished" in early
+    assert "6 of the reported runs are not finished" in early
     assert "one seed, which shows nothing yet" in early
 
     assert evidence("run", "--anyway") == 0
     found = {arm: list((evidence.root / "tiny" / arm).glob("seed-*")) for arm in choices["arms"]}
     assert {arm: len(folders) for arm, folders in found.items()} == dict.fromkeys(choices["arms"], 2)
     before = {path: path.stat().st_mtime_ns for path in evidence.root.rglob("test-*.json")}
-    assert len(before) == 6, "the teacher and a run of each of five arms were measured"
+    assert len(before) == 7, "the teacher and a run of each of six arms were measured"
     capsys.readouterr()
     assert evidence("table", "--out", str(tmp_path), "--date", "2030-01") == 0
-    assert capsys.readouterr().out.count("testing") == 5, "only what is new"
+    assert capsys.readouterr().out.count("testing") == 6, "only what is new"
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
     text = page.read_text()
@@ -71,7 +71,15 @@ def test_from_the_first_choice_to_the_page(evidence, tmp_path, capsys):
     assert "\n\nSettings mean nothing here.\n\n" in text
     assert "| alone: rate, at a decay of 0.01 | 0.002 |" in text
     assert "| mgd: weight, at a rate of 0.002, at a decay of 0.001 | 0.001 |" in text
-    for title in ("teacher", "alone", "alone, twice as long", "inherits only", "MGD", "MGD, inherits"):
+    for title in (
+        "teacher",
+        "alone",
+        "alone, twice as long",
+        "alone, teacher's images",
+        "inherits only",
+        "MGD",
+        "MGD, inherits",
+    ):
         assert f"\n| {title} |" in text
     for folders in found.values():
         for folder in folders:
@@ -83,7 +91,7 @@ def test_from_the_first_choice_to_the_page(evidence, tmp_path, capsys):
     looks = (evidence.root / "tiny" / measuring.LOOKS_FILE).read_text().splitlines()
     assert len(looks) == 2, "two tables measured something"
     assert evidence("plan") == 0
-    assert "10 of 10 runs are finished" in capsys.readouterr().out
+    assert "12 of 12 runs are finished" in capsys.readouterr().out
 
 
 @pytest.mark.slow
