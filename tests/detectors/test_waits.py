@@ -187,6 +187,7 @@ def every_method(num_taps: int, channels: int, teacher_channels: int) -> list[Le
     return methods
 
 
+@pytest.mark.skipif(torch.__version__ < "2.10", reason="torch 2.9 looks for a driver at a convolution of fake tensors")
 @pytest.mark.parametrize("amp", [None, torch.bfloat16])
 @pytest.mark.parametrize("name", DETECTORS)
 def test_on_cuda_everything_is_on_the_device_and_only_to_host_asks_for_values(name, amp, cuda_as_if, monkeypatch):
