@@ -10,7 +10,7 @@ from mgdet.interop.weights import Checkpoint, read_checkpoint, save_checkpoint
 from mgdet.layers.conv import MAX_GROUPS, count_groups
 from mgdet.models import rebuild, recognise_checkpoint
 from mgdet.models.fixed import GROUP_NORMS
-from mgdet.models.strangers import OTHER_TOOLS, lacking, strangers
+from mgdet.models.strangers import OTHER_TOOLS, TORCHVISIONS, lacking, strangers
 from mgdet.structures import IMAGENET, Pixels
 
 KINDS = {
@@ -64,6 +64,12 @@ def transfer(source: str | Path, out: Path, *, ema: bool = False) -> str:
 
 def _check_detector(checkpoint: Checkpoint) -> None:
     """Refuses weights that no detector could load afterwards."""
+    if strangers(checkpoint.state_dict, TORCHVISIONS):
+        name = recognise_checkpoint(checkpoint).model.detector
+        raise UserError(
+            f"{checkpoint.path} holds {name} under torchvision's own names, so there is nothing to transfer: every "
+            "command takes it as it is"
+        )
     if unknown := strangers(checkpoint.state_dict, OTHER_TOOLS):
         raise lacking(checkpoint.path, unknown)
     if checkpoint.kind == "backbone":

@@ -66,7 +66,8 @@ def open_detector(source: str, *, recipe: Config | None = None, ema: bool = Fals
     checkpoint = read_checkpoint(source, ema=ema)
     if recipe is None:
         known = recognise_checkpoint(checkpoint)
-        model, data, classes, lines = known.model, known.data(), known.classes, known.lines
+        model, data, lines = known.model, known.data(), known.lines
+        classes = known.classes or (_numbered(known.num_classes) if known.num_classes else None)
         if checkpoint.config is not None:  # our own say nothing new
             data, lines = Config.from_dict(checkpoint.config).data, ()
     else:
@@ -131,5 +132,8 @@ def _name(model: ModelConfig) -> str:
 
 def _counted(model: ModelConfig, checkpoint: Checkpoint) -> tuple[str, ...]:
     """Class names where nothing gives them: COCO's for 80 classes, or else numbers."""
-    number = count_classes(detector_from(model, len(COCO_CLASSES)), checkpoint) or len(COCO_CLASSES)
+    return _numbered(count_classes(detector_from(model, len(COCO_CLASSES)), checkpoint) or len(COCO_CLASSES))
+
+
+def _numbered(number: int) -> tuple[str, ...]:
     return COCO_CLASSES if number == len(COCO_CLASSES) else tuple(f"class {i}" for i in range(number))

@@ -17,6 +17,7 @@ from mgdet.models.agree import CAFFE, CAFFE_PIXELS, old_doubts, pixel_words, ref
 from mgdet.models.fixed import groups_said, lacks, testing_notes
 from mgdet.models.said import Said, said_by
 from mgdet.models.shown import Shown, read_shapes
+from mgdet.models.strangers import TORCHVISIONS, strangers
 from mgdet.structures import IMAGENET, Pixels
 
 PRETRAINED = "pretrained"
@@ -83,6 +84,8 @@ def recognise_checkpoint(checkpoint: Checkpoint, source: str = "") -> Recognised
     source = source or str(checkpoint.path)
     if checkpoint.config is not None:
         return _own(checkpoint, checkpoint.config, source)
+    if strangers(checkpoint.state_dict, TORCHVISIONS) and (found := _torchvisions(checkpoint, source)):
+        return found
     return _theirs(checkpoint, source)
 
 
@@ -92,6 +95,29 @@ def _foreign(source: str) -> Recognised:
     classes = library(model.source).known_classes(source.partition(":")[2])
     count = f", {_count(len(classes))}" if classes else ""
     return Recognised(model, classes, len(classes or ()) or None, None, None, (f"{source}, as published{count}",))
+
+
+def _torchvisions(checkpoint: Checkpoint, source: str) -> Recognised | None:
+    """A state dict of torchvision's; None where it is none of a detector that this package takes from there.
+
+    Raises:
+        UserError: it may be one of two detectors.
+    """
+    from mgdet.detectors.foreign import torchvision
+
+    path, names = checkpoint.path, [f"torchvision:{name}" for name in torchvision.recognise(checkpoint)]
+    if not names:
+        return None
+    if len(names) > 1:
+        raise UserError(
+            f"{path} may be any of {', '.join(names)}, which have the same weights and other image sizes; as a teacher "
+            "or a student give one of these names, and the file as its weights"
+        )
+    name = names[0].partition(":")[2]
+    number, classes = torchvision.read_classes(name, checkpoint)
+    line = f"{path}: {names[0]}, {_count(number)}{'' if classes else ' (not named)'}"
+    model, square = ModelConfig(detector=names[0], weights=source), torchvision.only_square(name)
+    return Recognised(model, classes, number, None, None, (line,), square)
 
 
 def _own(checkpoint: Checkpoint, values: dict[str, Any], source: str) -> Recognised:

@@ -32,8 +32,11 @@ RETINANET, FASTER, MASK, CASCADE, SOLO = (
 TORCHVISION = "torchvision:NAME with this file as its weights"
 FOLDER = "the folder that save_pretrained wrote, as hf:FOLDER"
 
-OTHER_TOOLS: dict[str, tuple[str, str]] = {
+TORCHVISIONS: dict[str, tuple[str, str]] = {
     r"backbone\.body\.|roi_heads\.box_head\.|head\.classification_head\.": ("a detector of torchvision's", TORCHVISION),
+}
+OTHER_TOOLS: dict[str, tuple[str, str]] = {
+    **TORCHVISIONS,
     r"(model\.)?backbone\.conv_encoder\.|class_labels_classifier\.|(model\.decoder\.)?class_embed\.": (
         "a detector of Hugging Face's",
         FOLDER,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from mgdet.errors import UserError, nearest
 from mgdet.files import HASH_IN_NAME, fetch, sha256_of
 from mgdet.interop.loading import load_checkpoint
 from mgdet.interop.safe_pickle import load_untrusted
-from mgdet.interop.weights import read_checkpoint
+from mgdet.interop.weights import Checkpoint, read_checkpoint
 
 MODELS = (
     "retinanet_resnet50_fpn",
@@ -65,6 +65,7 @@ BACKBONES: dict[str, WeightsEnum] = {
 RANDOM, PRETRAINED, BACKBONE = "random", "pretrained", "backbone"
 SSDLITE = "ssdlite320_mobilenet_v3_large"
 COCO_OUTPUTS = 91
+COUNTER = ".num_batches_tracked"
 
 Say = Callable[[str], None]
 
@@ -295,15 +296,76 @@ def _from_file(name: str, path: Path, classes: Sequence[str] | None, say: Say) -
     outputs = int(description["outputs"])
     trained = rebuild(description | {"columns": tuple(range(1, outputs))}, None)
     say(f"torchvision:{name}: {load_checkpoint(trained, checkpoint).line()}")
-    known: Sequence[str] | None = None
+    return _fit_head(trained, _output_names(name, outputs, checkpoint.classes, written), classes, say)
+
+
+def _output_names(
+    name: str, outputs: int, classes: Sequence[str] | None, written: dict[str, Any] | None
+) -> list[str] | None:
+    """What the outputs of a file's head are called; None where nothing says it.
+
+    Args:
+        name: of the detector.
+        outputs: how many there are, with the background.
+        classes: names that the file holds.
+        written: what mgdet wrote of the detector into the file.
+    """
     if written is not None and written["classes"]:
         named = dict(zip(written["columns"], written["classes"]))
-        known = [named.get(column, "N/A") for column in range(outputs)]
-    elif checkpoint.classes is not None and len(checkpoint.classes) == outputs - 1:
-        known = ["__background__", *checkpoint.classes]
-    elif outputs == COCO_OUTPUTS:
-        known = get_model_weights(name).DEFAULT.meta["categories"]
-    return _fit_head(trained, known, classes, say)
+        return [named.get(column, "N/A") for column in range(outputs)]
+    if classes is not None and len(classes) == outputs - 1:
+        return ["__background__", *classes]
+    return list(get_model_weights(name).DEFAULT.meta["categories"]) if outputs == COCO_OUTPUTS else None
+
+
+def recognise(checkpoint: Checkpoint) -> list[str]:
+    """The detectors whose names and shapes a file has, but for the number of classes.
+
+    Two may have the same: torchvision's Faster R-CNNs with MobileNetV3 differ in the size of their images alone.
+    """
+    state = {entry: tuple(value.shape) for entry, value in checkpoint.state_dict.items()}
+    names = [name for name in MODELS if any(_fits(state, name, tail) for tail in {False, name == SSDLITE})]
+    written = _written_by_export(checkpoint.path) if len(names) > 1 else None
+    return [name for name in names if written is None or written["name"] == name]
+
+
+def read_classes(name: str, checkpoint: Checkpoint) -> tuple[int, tuple[str, ...] | None]:
+    """How many classes a file's detector knows, and their names; None where nothing says them.
+
+    Args:
+        name: of the detector, as `recognise` found it.
+        checkpoint: the file.
+    """
+    written = _written_by_export(checkpoint.path)
+    outputs = int((written or _description_of(name, checkpoint.state_dict))["outputs"])
+    known = _output_names(name, outputs, checkpoint.classes, written)
+    if known is None:
+        return outputs - 1, None
+    classes = tuple(each for each in known if each not in PLACEHOLDERS)
+    return len(classes), classes
+
+
+def only_square(name: str) -> int:
+    """The edge in pixels of the squares that a detector takes; 0 where it takes images of any size."""
+    with torch.device("meta"):
+        transform: Any = _random(name, COCO_OUTPUTS).transform
+    return int(transform.fixed_size[0]) if transform.fixed_size is not None else 0
+
+
+@lru_cache
+def _shapes(name: str, wide_tail: bool) -> dict[str, tuple[int, ...]]:
+    """The state dict of a detector, but for the counters of its norms, which frozen ones lack."""
+    with torch.device("meta"):
+        state = _random(name, COCO_OUTPUTS, wide_tail=wide_tail).state_dict()
+    return {entry: tuple(value.shape) for entry, value in state.items() if not entry.endswith(COUNTER)}
+
+
+def _fits(state: Mapping[str, tuple[int, ...]], name: str, wide_tail: bool) -> bool:
+    own, grown = _shapes(name, wide_tail), _class_entries(name, wide_tail)
+    if own.keys() != {entry for entry in state if not entry.endswith(COUNTER)}:
+        return False
+    first = {entry: 1 if entry in grown else 0 for entry in own}
+    return all(state[entry][first[entry] :] == shape[first[entry] :] for entry, shape in own.items())
 
 
 def _written_by_export(path: Path) -> dict[str, Any] | None:
@@ -323,7 +385,7 @@ def _description_of(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
     wide_tail = name == SSDLITE and bool(others)
     entries = _class_entries(name, wide_tail)
     found = {len(state[entry]) // entries[entry] for entry in entries if entry in state and state[entry].ndim}
-    counters = [entry for entry in plain if entry.endswith(".num_batches_tracked")]
+    counters = [entry for entry in plain if entry.endswith(COUNTER)]
     frozen = name in FROZEN_NORMS_EPS and not any(entry in state for entry in counters)
     return {
         "name": name,
