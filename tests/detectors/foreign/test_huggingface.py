@@ -342,6 +342,22 @@ def test_half_precision_autocast_trains(kind):
     assert all(one.boxes.dtype == torch.float32 for one in found)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_of_sure_predictions_are_finite_in_half_precision(kind):
+    """In bfloat16 a probability above 0.998, a logit of 6.2, is 1."""
+    detector = detector_of(kind).train()
+    heads = [p for name, p in detector.named_parameters() if "class" in name and name.endswith("bias") and p.ndim == 1]
+    assert heads
+    for bias in heads:
+        with torch.no_grad():
+            bias.fill_(5.0)
+            bias[0] = -5.0
+    images, targets = batch_of(detector)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = detector.learn(images, targets).losses
+    assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values()), losses
+
+
 def test_a_copy_stands_on_its_own():
     detector = detector_of("rt_detr_v2")
     twin = copy.deepcopy(detector)

@@ -10,7 +10,8 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class HuggingFace(Foreign):
         super().__init__()
         # The library's children become ours, so that names stay the library's; the model itself is held aside.
         self._library = (library,)
+        library.loss_function = partial(_loss_in_float32, library.loss_function)
         for child, module in library.named_children():
             self.add_module(child, module)
         self.name, self.notes = name, list(notes)
@@ -257,6 +259,26 @@ class HuggingFace(Foreign):
         if self.input_size is not None:
             settings["size"] = dict(self.input_size)
         return type(self.processor).from_dict(settings)
+
+
+def _loss_in_float32(loss: Callable[..., Any], logits: Tensor, *outputs: Any, **more: Any) -> Any:
+    """A loss of the library's, of what is float32 also under autocast.
+
+    In bfloat16 a probability above 0.998 is 1, and the logarithm of the rest is infinite.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        return loss(_float32(logits), *_float32(outputs), **_float32(more))
+
+
+def _float32(value: Any) -> Any:
+    """The same with tensors of real numbers as float32, however deep in lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _float32(part) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_float32(part) for part in value)
+    return value
 
 
 def _pixel_mask(images: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
