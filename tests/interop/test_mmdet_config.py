@@ -119,6 +119,8 @@ HOSTILE = {
     "attributes": lambda: "a = b" + ".b" * 400_000,
     "calls": lambda: "a = b" + "()" * 400_000,
     "sum": lambda: "a = 1" + "+1" * 400_000,
+    "subscripts": lambda: "a = b" + "[0]" * 250_000,
+    "a chain of everything": lambda: "a = b" + ".b(1)[0]+1" * 80_000,
     "lambdas": lambda: "a = " + "lambda:" * 100_000 + "1",
     "names that unfold": lambda: "a0 = dict(x=1)\n" + "".join(f"a{i + 1} = dict(p=a{i}, q=a{i})\n" for i in range(99)),
     "names that unfold over files": lambda: (

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import math
 import operator
 import re
+import sys
+import tokenize
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +22,8 @@ LONGEST, MOST_VALUES = 1 << 20, 1 << 20
 A config with a thousand class names has a fifth of either.
 """
 LARGEST = 1 << 53
+DEEPEST = 500
+"""How many operators may follow one another in an expression where Python itself does not look."""
 BASE, DELETE = "_base_", "_delete_"
 PATH = re.compile(r"^[^\s#'\"()=]+\.py[ \t]*$", re.MULTILINE)
 """The name of each file above what it holds, in texts from before mmcv wrote one of all files."""
@@ -127,12 +133,32 @@ class _Reader:
 
 
 def _statements(text: str) -> list[ast.stmt]:
+    if sys.version_info < (3, 11):
+        _refuse_chains(text)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return ast.parse(text).body
     except (SyntaxError, ValueError) as error:  # the latter for letters that no file can hold
         raise ValueError(f"it is no Python: {shown(error.msg if isinstance(error, SyntaxError) else error)}") from None
+
+
+def _refuse_chains(text: str) -> None:
+    """Refuses texts like `a.b.b.b...` or `1+1+1...`, which end Python 3.10 with a segmentation fault."""
+    lengths = [0]  # of the chain at each level of brackets
+    with contextlib.suppress(tokenize.TokenError, SyntaxError):  # such texts are refused before they are nested
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.NEWLINE or token.string in (",", ":", "=", ";"):
+                lengths[-1] = 0
+            elif token.string in ("(", "[", "{"):
+                lengths[-1] += 1
+                lengths.append(0)
+            elif token.string in (")", "]", "}"):
+                lengths[1:] = lengths[1:-1]
+            elif token.type == tokenize.OP:
+                lengths[-1] += 1
+            if lengths[-1] > DEEPEST:
+                raise RecursionError
 
 
 def _dict(items: list[tuple[Any, Any]]) -> Any:
