@@ -12,6 +12,7 @@ from mgdet.errors import UserError
 from mgdet.interop.weights import Checkpoint
 from mgdet.models import recognise, recognise_checkpoint
 from mgdet.models.opened import open_detector
+from mgdet.planning.plan import plan
 
 TWINS = ("fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_mobilenet_v3_large_320_fpn")
 """They have the same weights."""
@@ -99,3 +100,10 @@ def test_what_transfer_wrote_says_which_of_two_it_is(tmp_path):
     written.export(tmp_path / "out.pth")
     found = recognise(str(tmp_path / "out.pth"))
     assert (found.model.detector, found.classes) == (f"torchvision:{TWINS[1]}", ("cat", "dog"))
+
+
+def test_weights_that_are_given_are_said_in_place_of_the_published_ones(tiny, file):
+    given = {"teacher.weights": str(file), "student.weights": "random", "train.batch": 2}
+    made = plan(f"torchvision:{SSDLITE}", tiny.root, student="test_resnet", settings=given)
+    assert made.config.teacher.weights == str(file)
+    assert f"teacher  torchvision:{SSDLITE} with {file}, 3 classes (not named)" in made.lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,28 @@ def _foreign(source: str) -> Recognised:
     model = ModelConfig(detector=source, weights=PRETRAINED)
     classes = library(model.source).known_classes(source.partition(":")[2])
     count = f", {_count(len(classes))}" if classes else ""
-    return Recognised(model, classes, len(classes or ()) or None, None, None, (f"{source}, as published{count}",))
+    whose = "of that folder" if Path(source.partition(":")[2]).is_dir() else "as published"
+    return Recognised(model, classes, len(classes or ()) or None, None, None, (f"{source}, {whose}{count}",))
+
+
+def with_weights(known: Recognised, weights: str) -> Recognised:
+    """A detector of another library with the weights that the user names, in place of the library's own.
+
+    Args:
+        known: what its name says.
+        weights: as in `model.weights`.
+
+    Raises:
+        UserError: they are a file that cannot be read.
+    """
+    model, number, classes = replace(known.model, weights=weights), None, None
+    line = f"{model.detector} with {weights}"
+    if model.source == "torchvision" and Path(weights).is_file():
+        from mgdet.detectors.foreign import torchvision
+
+        number, classes = torchvision.read_classes(model.detector.partition(":")[2], read_checkpoint(weights))
+        line += f", {_counted(number, classes)}"
+    return Recognised(model, classes, number, None, None, (line,), known.square)
 
 
 def _torchvisions(checkpoint: Checkpoint, source: str) -> Recognised | None:
@@ -115,7 +137,7 @@ def _torchvisions(checkpoint: Checkpoint, source: str) -> Recognised | None:
         )
     name = names[0].partition(":")[2]
     number, classes = torchvision.read_classes(name, checkpoint)
-    line = f"{path}: {names[0]}, {_count(number)}{'' if classes else ' (not named)'}"
+    line = f"{path}: {names[0]}, {_counted(number, classes)}"
     model, square = ModelConfig(detector=names[0], weights=source), torchvision.only_square(name)
     return Recognised(model, classes, number, None, None, (line,), square)
 
@@ -235,6 +257,10 @@ def _testing_notes(shown: Shown, said: Said) -> list[str]:
 
 def _count(classes: int) -> str:
     return "1 class" if classes == 1 else f"{classes} classes"
+
+
+def _counted(number: int, classes: Sequence[str] | None) -> str:
+    return f"{_count(number)}{'' if classes else ' (not named)'}"
 
 
 def _described(model: ModelConfig) -> str:

@@ -18,7 +18,7 @@ from mgdet.distributed import usual_device
 from mgdet.engine.schedule import check_drops
 from mgdet.evaluate.coco import check_truth
 from mgdet.models import has_masks
-from mgdet.models.recognise import recognise
+from mgdet.models.recognise import PRETRAINED, recognise, with_weights
 from mgdet.models.start import RANDOM
 from mgdet.planning.decide import Decisions, Images
 from mgdet.planning.memory import probe_detectors
@@ -85,6 +85,8 @@ def plan(
     """
     teacher, data, given = str(teacher), str(data), dict(settings or {})
     known = recognise(teacher)
+    if known.model.source and given.get("teacher.weights", PRETRAINED) != PRETRAINED:
+        known = with_weights(known, given["teacher.weights"])
     known = replace(known, model=section_with(known.model, "teacher", given))
     chosen, images = _student_and_images(student or _named_by(given), known.model, data, given)
     recipe, why = _recipe(known.model, chosen.model, given)
