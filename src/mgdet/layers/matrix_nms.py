@@ -25,7 +25,7 @@ def matrix_nms(masks: Tensor, scores: Tensor, labels: Tensor, *, sigma: float) -
     shared, areas = flat @ flat.T, flat.sum(dim=1)
     overlap = (shared / (areas + areas[:, None] - shared)).triu(diagonal=1) * (labels == labels[:, None])
     # A row that overlaps nothing changes no minimum, and lets there be no mask at all.
-    overlap = torch.cat((overlap.new_zeros(1, len(overlap)), overlap))  # torch 2.9 cannot pad what is empty
+    overlap = torch.cat((overlap.new_zeros(1, overlap.shape[1]), overlap))  # torch 2.9 cannot pad what is empty
     suppressed = F.pad(overlap.max(dim=0).values, (1, 0))[:, None]
     decay = torch.exp(-sigma * overlap**2) / torch.exp(-sigma * suppressed**2)
     return scores * decay.min(dim=0).values
