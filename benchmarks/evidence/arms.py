@@ -75,14 +75,17 @@ TWICE = Arm("alone.twice", length=2)
 """Whether the student alone is at its plateau, on the images and with the seeds that are reported."""
 LABELS = Arm("alone.teacher-images", teacher_images=True)
 """What the labels are worth that a teacher has seen and its students have not."""
+SAME = Arm("mgd-inherits.teacher-images", "mgd", True, teacher_images=True)
+"""Where teacher and student have seen the same images."""
 SWEPT = Arm("mgd-inherits", "mgd", True)
 """The arm that sweeps change."""
 
 
 def arms_of(pair: Pair) -> list[Arm]:
     """The arms of a pair. PKD and FGD inherit, as MGD does; what a method does without it is shown for MGD."""
-    arms = [ALONE, TWICE, *([LABELS] if pair.teacher_num_train else []), INHERITS, Arm("mgd", "mgd")]
-    return arms + [Arm(f"{method}-inherits", method, True) for method in METHODS if method in pair.strengths]
+    arms = [ALONE, TWICE, INHERITS, Arm("mgd", "mgd")]
+    arms += [Arm(f"{method}-inherits", method, True) for method in METHODS if method in pair.strengths]
+    return arms + ([LABELS, SAME] if pair.teacher_num_train else [])
 
 
 def sweep_arms(pair: Pair, chosen: float) -> list[Arm]:

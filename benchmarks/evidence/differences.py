@@ -89,6 +89,8 @@ def compared_with(arm: Arm) -> list[Arm]:
     teacher had, and inheriting alone."""
     if arm.searched_as == ALONE.name:
         return [own for own in (ALONE,) if own != arm]
+    if arm.teacher_images:
+        return [LABELS]
     return [ALONE, TWICE, LABELS, *([INHERITS] if arm.inherit and arm != INHERITS else [])]
 
 

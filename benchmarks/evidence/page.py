@@ -120,8 +120,8 @@ class Page:
             return ""
         return (
             f"The teacher was trained on {more.num_train:,} images, the students' {own.num_train:,} and others, so "
-            "what a student gains from it may also come from images that it has not seen itself. One arm without a "
-            f"teacher is trained on all {more.num_train:,}, with their labels. "
+            "what a student gains from it may also come from images that it has not seen itself. Arms on the teacher's "
+            f"images are trained on all {more.num_train:,}, with their labels. "
         )
 
     def _steps(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from evidence.arms import ALONE, INHERITS, TITLES, TWICE
 from evidence.choose import own_searches
-from evidence.differences import Difference, Row
+from evidence.differences import Difference, Row, compared_with
 from evidence.measure import Measured
 from evidence.pairs import Sweep
 
@@ -113,7 +113,7 @@ def _difference(found: Difference) -> str:
 
 def of_methods(rows: Sequence[Row], metric: str) -> list[str]:
     """Where the gain comes from, for the arm that inherits and distills and is best on the validation images."""
-    with_method = [row for row in rows if row.arm.method and row.arm.inherit and row.whole]
+    with_method = [row for row in rows if row.arm.method and INHERITS in compared_with(row.arm) and row.whole]
     if not with_method:
         return []
     best = max(with_method, key=lambda row: statistics.fmean(run.finished.ap for run in row.whole))
