@@ -55,12 +55,9 @@ class Arm:
     @property
     def title(self) -> str:
         """Its row in the table."""
-        if not self.method:
-            more = (", twice as long" if self.length == 2 else "") + (
-                ", teacher's images" if self.teacher_images else ""
-            )
-            return "inherits only" if self.inherit else "alone" + more
-        title = TITLES.get(self.method, self.method) + (", inherits" if self.inherit else "")
+        title = TITLES.get(self.method, self.method) or ("" if self.inherit else "alone")
+        title += (", inherits" if title else "inherits only") if self.inherit else ""
+        title += (", twice as long" if self.length == 2 else "") + (", teacher's images" if self.teacher_images else "")
         return title + "".join(f", {name} {value:g}" for name, value in self.settings)
 
     @property

@@ -79,6 +79,7 @@ def test_from_the_first_choice_to_the_page(evidence, tmp_path, capsys):
         "inherits only",
         "MGD",
         "MGD, inherits",
+        "MGD, inherits, teacher's images",
     ):
         assert f"\n| {title} |" in text
     for folders in found.values():
