@@ -125,11 +125,11 @@ class Page:
         )
 
     def _steps(self) -> str:
-        """What an epoch is to the arm that sees more images."""
+        """What an epoch is to the arms that see more images."""
         if LABELS not in arms_of(self.pair):
             return ""
         return (
-            " (the one on the teacher's images for as many steps, rounded up to whole epochs, in an order of its own)"
+            " (those on the teacher's images for as many steps, rounded up to whole epochs, in an order of their own)"
         )
 
     def _start(self) -> str:
