@@ -9,7 +9,7 @@ from typing import Any
 
 from evidence import backbones
 from evidence.data import choose_root, data_config
-from evidence.pairs import DECAY, Pair, Shapes, sweeps_of
+from evidence.pairs import DECAY, Pair, sweeps_of
 from mgdet.config import (
     METHODS,
     PROPOSALS_PER_LEVEL,
@@ -72,8 +72,9 @@ TWICE = Arm("alone.twice", length=2)
 """Whether the student alone is at its plateau, on the images and with the seeds that are reported."""
 LABELS = Arm("alone.teacher-images", teacher_images=True)
 """What the labels are worth that a teacher has seen and its students have not."""
+START = Arm("inherits.teacher-images", inherit=True, teacher_images=True)
 SAME = Arm("mgd-inherits.teacher-images", "mgd", True, teacher_images=True)
-"""Where teacher and student have seen the same images."""
+"""Where teacher and student have seen the same images: what inheriting adds, and what MGD adds to that."""
 SWEPT = Arm("mgd-inherits", "mgd", True)
 """The arm that sweeps change."""
 
@@ -82,7 +83,7 @@ def arms_of(pair: Pair) -> list[Arm]:
     """The arms of a pair. PKD and FGD inherit, as MGD does; what a method does without it is shown for MGD."""
     arms = [ALONE, TWICE, INHERITS, Arm("mgd", "mgd")]
     arms += [Arm(f"{method}-inherits", method, True) for method in METHODS if method in pair.strengths]
-    return arms + ([LABELS, SAME] if pair.teacher_num_train else [])
+    return arms + ([LABELS, START, SAME] if pair.teacher_num_train else [])
 
 
 def sweep_arms(pair: Pair, chosen: float) -> list[Arm]:
@@ -159,7 +160,6 @@ def arm_config(
     """
     epochs, sees = arm.length * epochs, pair
     if arm.teacher_images:
-        assert isinstance(pair.images, Shapes)
         epochs, sees = math.ceil(epochs * pair.images.num_train / pair.teacher_num_train), pair.as_teacher
     config = student_config(sees, root, epochs=epochs, rate=rate, seed=seed, decay=decay)
     if arm.method or arm.inherit:

@@ -31,7 +31,7 @@ CHOOSE_SEED, TEST_SEED = 31_001, 31_005
 """Seeds of what is drawn: training and validation images from one, test images from the other. No demo has them.
 Test images of 31,002 have been looked at."""
 BCCD_SEED = 0
-"""Of the training photographs that become validation images."""
+"""Of the training photographs that become validation images, and of those that are trained on."""
 STAMP_FILE = "splits.json"
 
 
@@ -98,17 +98,13 @@ def _make(root: Path, images: Shapes | Bccd, photographs: Path | None) -> None:
         raise UserError("this pair needs photographs of blood cells; give the folder of BCCD with --bccd")
     records = open_splits(DataConfig(root=str(photographs))).records
     order = sorted(range(len(records["train"])), key=lambda i: records["train"].files[i])
-    if len(order) <= images.num_val:
-        raise UserError(f"{photographs} has {len(order)} training images; at least {images.num_val + 1} are needed")
+    needed = images.num_val + images.num_train
+    if len(order) < needed:
+        raise UserError(f"{photographs} has {len(order)} training images; {needed} are needed")
     file.write_text(stamp)
-    drawn = np.random.default_rng(BCCD_SEED).permutation(len(order))[: images.num_val]
-    val = {order[i] for i in drawn}
-    train = [i for i in range(len(order)) if i not in val]
-    _write(
-        choose_root(root, images),
-        images.size,
-        {"train": (records["train"], train), "val": (records["train"], sorted(val))},
-    )
+    drawn = [order[i] for i in np.random.default_rng(BCCD_SEED).permutation(len(order))[:needed]]
+    val, train = sorted(drawn[: images.num_val]), sorted(drawn[images.num_val :])
+    _write(choose_root(root, images), images.size, {"train": (records["train"], train), "val": (records["train"], val)})
     _write(test_root(root, images), images.size, {"val": (records["val"], list(range(len(records["val"]))))})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import hotcoco
 
-from evidence.arms import ALONE, INHERITS, LABELS, TWICE, Arm
+from evidence.arms import ALONE, INHERITS, LABELS, START, TWICE, Arm
 from evidence.measure import Measured
 from mgdet.report.intervals import Bootstrap, image_errors, reach_of
 
@@ -90,7 +90,7 @@ def compared_with(arm: Arm) -> list[Arm]:
     if arm.searched_as == ALONE.name:
         return [own for own in (ALONE,) if own != arm]
     if arm.teacher_images:
-        return [LABELS]
+        return [LABELS, *([START] if arm != START else [])]
     return [ALONE, TWICE, LABELS, *([INHERITS] if arm.inherit and arm != INHERITS else [])]
 
 

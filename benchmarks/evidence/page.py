@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from evidence import words
-from evidence.arms import ALONE, INHERITS, LABELS, TWICE, Arm, arms_of, student_config, teacher_config
+from evidence.arms import ALONE, INHERITS, LABELS, START, TWICE, Arm, arms_of, student_config, teacher_config
 from evidence.backbones import BATCH, PICTURES, read_note
 from evidence.choose import GAIN, own_searches
 from evidence.differences import Row
@@ -22,7 +22,7 @@ from evidence.words import METRIC_NAMES, percent, signed
 from mgdet.config import ModelConfig
 from mgdet.models import detector_from
 
-COMPARED = (ALONE, TWICE, LABELS, INHERITS)
+COMPARED = (ALONE, TWICE, LABELS, INHERITS, START)
 """The arms that others are compared with, a column for each that there is."""
 
 
@@ -86,8 +86,8 @@ class Page:
             )
         else:
             what = (
-                f"BCCD at {height} x {width} pixels: {images.num_val} of its training images validate, its "
-                f"{self.images} evaluation images are the test images"
+                f"BCCD at {height} x {width} pixels: of its training images {images.num_train} train and "
+                f"{images.num_val} validate, its {self.images} evaluation images are the test images"
             )
         precision = "float32" if pair.amp == "off" else pair.amp
         another = " Of a teacher of another family a student inherits the neck and the first stage."
@@ -116,7 +116,7 @@ class Page:
     def _more(self) -> str:
         """What the teacher has seen beyond what its students have."""
         own, more = self.pair.images, self.pair.teacher_images
-        if not isinstance(own, Shapes) or not isinstance(more, Shapes) or own == more:
+        if own == more:
             return ""
         return (
             f"The teacher was trained on {more.num_train:,} images, the students' {own.num_train:,} and others, so "

@@ -37,16 +37,17 @@ class Bccd:
     The 72 are the test images, as others report on them. Validation images are taken from the 292.
 
     size: (h, w) in pixels that landscape photographs are resized to, once.
-    num_val: how many of the training images become validation images.
+    num_train, num_val: how many of the 292 train and validate.
     """
 
     size: tuple[int, int] = (120, 160)
+    num_train: int = 232
     num_val: int = 60
 
     @property
     def name(self) -> str:
         """The data set's folder."""
-        return f"bccd-{self.size[0]}x{self.size[1]}"
+        return f"bccd-{self.size[0]}x{self.size[1]}-{self.num_train}"
 
 
 BF16_EDGE = 64
@@ -128,7 +129,6 @@ class Pair:
         """What the teacher is trained on."""
         if not self.teacher_num_train:
             return self.images
-        assert isinstance(self.images, Shapes)
         return replace(self.images, num_train=self.teacher_num_train)
 
     @property

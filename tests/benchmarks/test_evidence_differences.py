@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from evidence import words
-from evidence.arms import ALONE, INHERITS, LABELS, SAME, TWICE, Arm
+from evidence.arms import ALONE, INHERITS, LABELS, SAME, START, TWICE, Arm
 from evidence.differences import RESAMPLING, Difference, Row, compared_with, evaluator, fill
 from evidence.measure import Measured
 from evidence.pairs import Pair, sweeps_of
@@ -194,7 +194,8 @@ def test_what_an_arm_is_compared_with():
     assert compared_with(ALONE) == []
     assert compared_with(TWICE) == [ALONE]
     assert compared_with(LABELS) == [ALONE]
-    assert compared_with(SAME) == [LABELS], "what has seen the same images"
+    assert compared_with(START) == [LABELS], "what has seen the same images"
+    assert compared_with(SAME) == [LABELS, START]
     assert compared_with(INHERITS) == [ALONE, TWICE, LABELS]
     assert compared_with(Arm("mgd", "mgd")) == [ALONE, TWICE, LABELS]
     assert compared_with(MGD) == [ALONE, TWICE, LABELS, INHERITS]

@@ -35,10 +35,14 @@ def names(pair: pairs.Pair) -> list[str]:
 @pytest.mark.parametrize("name", pairs.PAIRS)
 def test_what_an_arm_has_to_beat_starts_as_it_does(name):
     pair = pairs.PAIRS[name]
-    more = ["alone.teacher-images", "mgd-inherits.teacher-images"] if pair.teacher_num_train else []
+    more = (
+        ["alone.teacher-images", "inherits.teacher-images", "mgd-inherits.teacher-images"]
+        if pair.teacher_num_train
+        else []
+    )
     own = ["alone", "alone.twice", "inherits", "mgd", "mgd-inherits", "pkd-inherits", "fgd-inherits"]
     assert names(pair) == own + more
-    bases = [ALONE, ALONE, INHERITS, ALONE, INHERITS, INHERITS, INHERITS, ALONE, INHERITS]
+    bases = [ALONE, ALONE, INHERITS, ALONE, INHERITS, INHERITS, INHERITS, ALONE, INHERITS, INHERITS]
     assert [arm.base for arm in arms_of(pair)] == bases[: len(own + more)]
 
 
@@ -291,7 +295,7 @@ class Photographs:
 
 def test_photographs_are_resized_once_and_split_by_a_rule(tmp_path):
     Photographs(tmp_path / "photographs")
-    images = pairs.Bccd(size=(48, 64), num_val=2)
+    images = pairs.Bccd(size=(48, 64), num_train=4, num_val=2)
     for root in (tmp_path / "a", tmp_path / "b"):
         data.make(root, images, tmp_path / "photographs")
         data.make(root, images, None)  # they are there
@@ -311,8 +315,15 @@ def test_photographs_are_resized_once_and_split_by_a_rule(tmp_path):
     assert annotation["area"] == 200
     picture = cv2.imread(str(data.test_root(tmp_path / "a", images) / "val/val0.png"))
     assert picture.shape == (48, 64, 3)
+    fewer = replace(images, num_train=3)
+    data.make(tmp_path / "a", fewer, tmp_path / "photographs")
+    few, same = (data.choose_root(tmp_path / "a", fewer) / f"annotations/{split}.json" for split in ("train", "val"))
+    assert {image["file_name"] for image in json.loads(few.read_text())["images"]} < set(names[0]), "a part of them"
+    assert json.loads(same.read_text()) == val
+    with pytest.raises(UserError, match="has 6 training images; 7 are needed"):
+        data.make(tmp_path / "a", replace(images, num_train=5), tmp_path / "photographs")
     with pytest.raises(UserError, match="other splits than are wanted now"):
-        data.make(tmp_path / "a", replace(images, num_val=3), tmp_path / "photographs")
+        data.make(tmp_path / "a", replace(images, num_val=1), tmp_path / "photographs")
 
 
 def test_photographs_must_be_given(tmp_path):
