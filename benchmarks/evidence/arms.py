@@ -130,7 +130,8 @@ def student_config(pair: Pair, root: Path, *, epochs: int, rate: float, seed: in
 
 def teacher_config(pair: Pair, root: Path, *, epochs: int, seed: int) -> Config:
     """The teacher."""
-    config = student_config(pair.as_teacher, root, epochs=epochs, rate=pair.teacher_rate, seed=seed)
+    own = {"rate": pair.teacher_rate, "decay": pair.teacher_decay}
+    config = student_config(pair.as_teacher, root, epochs=epochs, seed=seed, **own)
     config.student = _model(pair, pair.teacher, pair.teacher_backbone, _start(pair, root, pair.teacher_backbone))
     return config
 

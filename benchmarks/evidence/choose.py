@@ -33,6 +33,8 @@ GAIN = 0.005
 CHOICES_FILE = "choices.json"
 PROTOCOL = 2
 """Of the rules above. By the first, a method had a decay of its own, `DECAY`, and lengths were tried with it."""
+NEWER = {"teacher_decay": DECAY}
+"""What settings were before pairs had them."""
 
 Tried = list[dict[str, Any]]
 
@@ -60,7 +62,7 @@ def read_choices(root: Path, name: str) -> dict[str, Any] | None:
     choices: dict[str, Any] = json.loads(path.read_text())
     if choices.get("protocol", 1) != PROTOCOL:
         raise UserError(f"{path} was made by other rules than those of now; move {root / name} away")
-    before, now = choices.get("pair", {}), json.loads(json.dumps(asdict(PAIRS[name])))
+    before, now = {**NEWER, **choices.get("pair", {})}, json.loads(json.dumps(asdict(PAIRS[name])))
     changed = [setting for setting in now if setting != "note" and before.get(setting) != now[setting]]
     if changed:
         raise UserError(f"{path} was made with another {changed[0]} than {name} has now; move {root / name} away")

@@ -253,7 +253,7 @@ class Page:
         choices = self.choices
         lines = [
             [
-                f"teacher's length, at a rate of {self.pair.teacher_rate:g}, at a decay of {DECAY:g}",
+                f"teacher's length, at a rate of {self.pair.teacher_rate:g}, at a decay of {self.pair.teacher_decay:g}",
                 *_tried(choices["teacher"], "epochs"),
             ],
             [f"student's length{_given(choices['arms'][ALONE.name], 'length')}", *_tried(choices["length"], "epochs")],

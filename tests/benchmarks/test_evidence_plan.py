@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import cv2
 import numpy as np
@@ -158,6 +158,17 @@ def test_a_root_that_is_not_there_is_not_the_folder_one_is_in(capsys, tmp_path, 
     assert "solo: no choices yet" in capsys.readouterr().out
     assert commands.main(["plan", "--root", ".", "--only", "solo"]) == 2
     assert "was made with another teacher than solo has now" in capsys.readouterr().err
+
+
+def test_choices_from_before_a_setting_was_there_are_read(tmp_path):
+    (tmp_path / "solo").mkdir()
+    known = json.loads(json.dumps(asdict(pairs.PAIRS["solo"])))
+    choose.write_choices(tmp_path, "solo", {"protocol": choose.PROTOCOL, "pair": known | {"teacher_decay": 0.4}})
+    with pytest.raises(UserError, match="made with another teacher_decay"):
+        choose.read_choices(tmp_path, "solo")
+    del known["teacher_decay"]
+    choose.write_choices(tmp_path, "solo", {"protocol": choose.PROTOCOL, "pair": known})
+    assert choose.read_choices(tmp_path, "solo") is not None
 
 
 class Answers:
