@@ -33,7 +33,7 @@ GAIN = 0.005
 CHOICES_FILE = "choices.json"
 PROTOCOL = 2
 """Of the rules above. By the first, a method had a decay of its own, `DECAY`, and lengths were tried with it."""
-NEWER = {"teacher_decay": DECAY}
+NEWER = {"teacher_decay": DECAY, "sweep_seeds": 3}
 """What settings were before pairs had them."""
 
 Tried = list[dict[str, Any]]

@@ -235,13 +235,18 @@ def _page(options: argparse.Namespace, name: str, choices: dict[str, Any], left:
 
 def reported(options: argparse.Namespace, name: str, choices: dict[str, Any]) -> list[tuple[Arm, Planned]]:
     """The runs of a pair that are reported, all arms with one seed before the next seed."""
-    pair = PAIRS[name]
-    seeds = getattr(options, "seeds", None) or range(pair.seeds)
+    pair, given = PAIRS[name], getattr(options, "seeds", None)
     arms = arms_of(pair)
     if options.sweeps:
         arms += sweep_arms(pair, choices["arms"][SWEPT.name]["strength"])
     arms = [arm for arm in arms if _wanted(name, arm, options.only)]
-    return [(arm, planned(pair, options.root, name, arm, choices, seed)) for seed in seeds for arm in arms]
+
+    def of(arm: Arm) -> Sequence[int]:
+        return given or range(pair.sweep_seeds if arm.settings else pair.seeds)
+
+    seeds = sorted({seed for arm in arms for seed in of(arm)})
+    runs = [(arm, seed) for seed in seeds for arm in arms if seed in of(arm)]
+    return [(arm, planned(pair, options.root, name, arm, choices, seed)) for arm, seed in runs]
 
 
 def _teacher(pair: Pair, root: Path, choices: dict[str, Any]) -> Planned:

@@ -260,7 +260,7 @@ class Page:
         ]
         for name, own in choices["arms"].items():
             for search in own_searches(own):
-                what = self.pair.strength if search["what"] == "strength" else search["what"]
+                what = words.setting_of(search, self.pair.strength)
                 lines.append([f"{name}: {what}{_given(own, search['what'])}", *_tried(search, "value")])
         precision = self.pair.amp if self.pair.amp != "off" else "float32"
         note = (

@@ -88,7 +88,7 @@ class Pair:
         and PKD for one-stage detectors, and FGD's parts as published times these.
     mask_ratio: MGD's, as published.
     fgd: the parts of FGD, as published.
-    seeds: how many runs of each arm are reported.
+    seeds, sweep_seeds: how many runs are reported of each arm, and of each value of a sweep.
     """
 
     teacher: str
@@ -125,6 +125,7 @@ class Pair:
     mask_ratio: float = 0.65
     fgd: FGDConfig = field(default_factory=FGDConfig)
     seeds: int = 3
+    sweep_seeds: int = 3
 
     @property
     def teacher_images(self) -> Shapes | Bccd:
@@ -174,9 +175,10 @@ PAIRS: dict[str, Pair] = {
         CASCADE,
         longest=2,
         teacher_epochs=8,
+        sweep_seeds=2,
         note="The pair, its images and the values that are searched are those of a longer round (faster_rcnn), in "
-        "which students learned for 256 epochs and there was time for two seeds of most arms. So that three seeds of "
-        "every arm fit, students learn for at most 64 epochs here and the teacher for at most 16; in the longer round "
+        "which students learned for 256 epochs and there was time for two seeds of most arms. So that three fit, "
+        "students learn for at most 64 epochs here and the teacher for at most 16; in the longer round "
         "twice the teacher's length gained 0.5 AP. The test images are the same; 13 students of the longer round have "
         "been measured on them, and nothing was chosen by that.",
     ),

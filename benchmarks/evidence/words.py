@@ -77,8 +77,13 @@ def of_edges(choices: dict[str, Any]) -> list[str]:
         for search in own_searches(own):
             if search["at_edge"]:
                 end = "largest" if search["value"] == max(one["value"] for one in search["tried"]) else "smallest"
-                found.append(f"{search['what']} of {name} ({end} tried)")
+                found.append(f"{setting_of(search, choices['pair']['strength'])} of {name} ({end} tried)")
     return found
+
+
+def setting_of(search: dict[str, Any], strength: str) -> str:
+    """What a search is about; `strength` is what the pair's methods call theirs."""
+    return strength if search["what"] == "strength" else str(search["what"])
 
 
 def of_arms(rows: Sequence[Row], metric: str) -> list[str]:
@@ -146,6 +151,8 @@ def of_methods(rows: Sequence[Row], metric: str) -> list[str]:
 def of_sweeps(rows: Sequence[Row], base: Row | None, sweeps: Sequence[Sweep], values: dict[str, float]) -> list[str]:
     """For each sweep the best and the worst value on the validation images, and how far seeds differ.
 
+    Values are compared over the seeds that all of them have.
+
     Args:
         rows: the swept arms.
         base: the arm that they change.
@@ -163,7 +170,10 @@ def of_sweeps(rows: Sequence[Row], base: Row | None, sweeps: Sequence[Sweep], va
             points[values[sweep.setting]] = base
         if len(points) < 2:
             continue
-        found = {value: [run.finished.ap for run in row.whole] for value, row in points.items()}
+        seeds = set.intersection(*({run.seed for run in row.whole} for row in points.values()))
+        if not seeds:
+            continue
+        found = {value: [run.finished.ap for run in row.whole if run.seed in seeds] for value, row in points.items()}
         means = {value: statistics.fmean(own) for value, own in found.items()}
         best, worst = max(means, key=lambda value: means[value]), min(means, key=lambda value: means[value])
         deviations = [statistics.stdev(own) for own in found.values() if len(own) > 1]

@@ -209,18 +209,25 @@ def test_a_weak_teacher_and_searches_at_the_edge_are_said(truth):
         return {"what": what, "value": best, "at_edge": best != 1.0, "tried": tried}
 
     choices = {
+        "pair": {"strength": "share"},
         "teacher": {"plateau": False, "tried": [{"epochs": 32, "AP": 0.5}, {"epochs": 64, "AP": 0.512}]},
         "length": {"plateau": True},
         "arms": {
             "alone": {"strength": 0.0, "searches": [search("rate", 0.1), search("decay", 10.0)]},
-            "mgd": {"strength": 1.0, "searches": [search("rate", 0.1), search("decay", 10.0), search("strength", 1.0)]},
+            "mgd": {
+                "strength": 1.0,
+                "searches": [search("rate", 0.1), search("decay", 10.0), search("strength", 10.0)],
+            },
         },
     }
     text = "\n".join(words.of_teacher(measured(truth, 0.8, 0), rows, choices, "bbox"))
     assert "short of the 10 that are required" in text
     assert "The teacher had not reached its plateau: 64 epochs instead of 32 still gained 1.2 AP on the" in text
     assert "The student alone" not in text
-    assert "at the edge of its search: rate of alone (smallest tried), decay of alone (largest tried). A wider" in text
+    assert (
+        "at the edge of its search: rate of alone (smallest tried), decay of alone (largest tried), share of mgd ("
+        in text
+    )
 
 
 def test_sweeps_name_the_best_and_the_worst_value(truth):
@@ -230,6 +237,7 @@ def test_sweeps_name_the_best_and_the_worst_value(truth):
         for value, share in shares.items()
     ]
     (base,) = rows_of(truth, {MGD: 0.6}, seeds=1)
+    base.runs.append(measured(truth, 1.0, 1))  # a seed that the sweep has not
     (sentence,) = words.of_sweeps(
         swept, base, sweeps_of(Pair(teacher="a", student="a")), {"mgd.mask_ratio": 0.65, "mgd.weight": 1e-5}
     )

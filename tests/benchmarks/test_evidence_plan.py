@@ -128,6 +128,14 @@ def test_work_is_split_by_arm_and_seed(tmp_path):
     assert len(planned) == 2 + len(sweep_arms(pairs.PAIRS["retinanet"], 1e-5))
 
 
+def test_a_sweep_may_have_fewer_seeds_than_the_arms(tmp_path, monkeypatch):
+    monkeypatch.setitem(pairs.PAIRS, "retinanet", replace(pairs.PAIRS["retinanet"], seeds=2, sweep_seeds=1))
+    own = options(tmp_path, only=["retinanet/mgd-inherits*"], sweeps=True)
+    planned = commands.reported(own, "retinanet", forged_choices(pairs.PAIRS["retinanet"]))
+    assert [run.config.train.seed for arm, run in planned if not arm.settings] == [0, 1]
+    assert {run.config.train.seed for arm, run in planned if arm.settings} == {0}
+
+
 def test_pairs_take_turns():
     assert commands._in_turns([[1, 2, 3], [4]]) == [1, 4, 2, 3]
 
