@@ -33,8 +33,10 @@ GAIN = 0.005
 CHOICES_FILE = "choices.json"
 PROTOCOL = 2
 """Of the rules above. By the first, a method had a decay of its own, `DECAY`, and lengths were tried with it."""
-NEWER = {"teacher_decay": DECAY, "sweep_seeds": 3}
+NEWER = {"teacher_decay": DECAY}
 """What settings were before pairs had them."""
+LATER = ("note", "seeds", "sweep_seeds")
+"""Settings of a pair that no choice depends on."""
 
 Tried = list[dict[str, Any]]
 
@@ -63,7 +65,7 @@ def read_choices(root: Path, name: str) -> dict[str, Any] | None:
     if choices.get("protocol", 1) != PROTOCOL:
         raise UserError(f"{path} was made by other rules than those of now; move {root / name} away")
     before, now = {**NEWER, **choices.get("pair", {})}, json.loads(json.dumps(asdict(PAIRS[name])))
-    changed = [setting for setting in now if setting != "note" and before.get(setting) != now[setting]]
+    changed = [setting for setting in now if setting not in LATER and before.get(setting) != now[setting]]
     if changed:
         raise UserError(f"{path} was made with another {changed[0]} than {name} has now; move {root / name} away")
     return choices

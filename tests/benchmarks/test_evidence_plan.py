@@ -175,6 +175,7 @@ def test_choices_from_before_a_setting_was_there_are_read(tmp_path):
     with pytest.raises(UserError, match="made with another teacher_decay"):
         choose.read_choices(tmp_path, "solo")
     del known["teacher_decay"]
+    known["seeds"] = 99  # which no choice depends on
     choose.write_choices(tmp_path, "solo", {"protocol": choose.PROTOCOL, "pair": known})
     assert choose.read_choices(tmp_path, "solo") is not None
 
