@@ -102,6 +102,14 @@ def test_boxes_partly_outside_are_clipped(small_data):
     assert not any("box" in note for note in dataset.notes)
 
 
+@pytest.mark.parametrize("box", [[64 - 1e-6, 8, 20, 16], [4, -20, 16, 20 + 1e-9]])
+def test_a_box_that_only_rounding_leaves_inside_is_outside(small_data, box):
+    small_data.add(0, 7, box)
+    dataset = open_data(small_data)
+    assert len(dataset[view(0, 333, 177)].target.boxes) == 2
+    assert "1 box under a pixel or outside its image" in dataset.notes[0]
+
+
 def test_an_image_with_only_a_crowd_is_not_trained_on(small_data):
     small_data.add(2, 7, [0, 0, 20, 16], iscrowd=1)
     assert "2.png" not in {info.file_name for info in open_data(small_data).images}

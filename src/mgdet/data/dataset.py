@@ -19,6 +19,8 @@ from mgdet.errors import UserError
 
 MIN_EDGE = 32
 """Images with an edge under this many pixels are not trained on."""
+SLIVER = 0.01
+"""A box that has less than this many pixels inside its image counts as outside: float32 may leave nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +196,7 @@ def _usable(records: Records, masks: bool, left_out: LeftOut) -> np.ndarray:
     unusable = {
         Reason.CROWD: records.crowd,
         Reason.IGNORED: records.ignored,
-        Reason.DEGENERATE: (extent < 1).any(axis=1) | (inside <= 0).any(axis=1),
+        Reason.DEGENERATE: (extent < 1).any(axis=1) | (inside < SLIVER).any(axis=1),
         Reason.NO_AREA: records.areas == 0,
     }
     usable = np.ones(len(records.labels), dtype=bool)
