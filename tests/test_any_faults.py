@@ -78,7 +78,10 @@ def test_images_that_grow_in_the_batch_have_cells_enough(train, tmp_path):
 def test_one_image_alone_has_no_batch_statistics(train, tmp_path):
     code, _, err = train("--train.batch", "1", "--data.square", "320", student=(SSDLITE, "random"))
     assert code == 2
-    assert "cannot learn from 1 image alone; give each process two or more with --train.batch" in err
+    assert (
+        "one value per channel in 1 image of 320 x 320; choose larger images, or two or more for each process with"
+        in err
+    )
     assert not (tmp_path / "run").exists()
 
 

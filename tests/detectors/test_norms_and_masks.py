@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mgdet import MGD, DistilledStudent, Target, Teacher, build_detector
 from mgdet.detectors.build import DETECTORS
+from mgdet.errors import UserError
 
 
 def norms(detector):
@@ -17,9 +18,26 @@ def norms(detector):
 @pytest.mark.parametrize("norm_eval", [True, False])
 @pytest.mark.parametrize("name", DETECTORS)
 def test_norm_eval_holds_from_the_start(name, norm_eval):
-    detector = build_detector(name, backbone="test_resnet", num_classes=3, channels=32, norm_eval=norm_eval)
+    options = {"num_classes": 3, "channels": 32, "frozen_stages": 0}
+    detector = build_detector(name, backbone="test_resnet", norm_eval=norm_eval, **options)
     assert detector.training
     assert {norm.training for norm in norms(detector)} == {not norm_eval}
+
+
+def test_frozen_stages_keep_their_statistics_also_where_others_learn():
+    detector = build_detector("retinanet", backbone="test_resnet", num_classes=3, norm_eval=False, frozen_stages=1)
+    detector.eval().train()
+    assert {norm.training: norm.weight.requires_grad for norm in norms(detector)} == {True: True, False: False}
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_one_value_per_channel_is_said(name):
+    detector = build_detector(name, backbone="test_resnet", num_classes=3, channels=32, norm_eval=False)
+    masks = torch.ones(1, 32, 32, dtype=torch.uint8) if detector.has_masks else None
+    target = Target(torch.tensor([[4.0, 4.0, 28.0, 28.0]]), torch.tensor([1]), masks, size=(32, 32))
+    with pytest.raises(UserError, match="one value per channel in 1 image of 32 x 32; choose larger images, or two"):
+        detector.learn(torch.randn(1, 3, 32, 32), [target])
+    assert detector.learn(torch.randn(2, 3, 32, 32), [target, target]).losses
 
 
 def test_a_step_of_python_moves_no_statistics():

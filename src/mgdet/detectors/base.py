@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mgdet.detectors.face import Face, Learned
+from mgdet.layers.norms import enough_values, fix_norms
 from mgdet.structures import Detections, Pyramid, Seen, Target
 
 
@@ -52,12 +52,10 @@ class Detector(Face):
         self.train()  # so that `norm_eval` holds from the start, also for who never calls `train()`
 
     def train(self, mode: bool = True) -> Detector:
-        """Sets the training flag everywhere but, with `norm_eval`, on the backbone's batch norms."""
+        """Sets the training flag everywhere but on the backbone's batch norms: with `norm_eval` all of them keep their
+        statistics, else those of frozen stages."""
         super().train(mode)
-        if self.norm_eval:
-            for module in self.backbone.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+        fix_norms(self.backbone, all_of_them=self.norm_eval)
         return self
 
     def see(self, images: Tensor, sizes: list[tuple[int, int]], *, outputs: bool = False) -> Seen:
@@ -66,8 +64,13 @@ class Detector(Face):
         return Seen(taps, maps, self.head(maps) if outputs else None)
 
     def learn(self, images: Tensor, targets: list[Target], *, outputs: bool = False) -> Learned:
-        """See `Face.learn`."""
-        maps, taps = self.pyramid(images)
+        """See `Face.learn`.
+
+        Raises:
+            UserError: a batch norm sees one value per channel.
+        """
+        with enough_values(type(self).__name__, images):
+            maps, taps = self.pyramid(images)
         raw = self.head(maps)
         return Learned(self.losses(maps, targets, raw), Seen(taps, maps, raw if outputs else None))
 

@@ -23,9 +23,9 @@ from mgdet.detectors.foreign.base import Foreign, TestedSize
 from mgdet.detectors.foreign.hf_families import FAMILIES, cells_needed, group_losses, loss_kinds
 from mgdet.detectors.foreign.hf_hub import pixels_of, quiet
 from mgdet.errors import UserError
+from mgdet.layers.norms import enough_values
 from mgdet.structures import Detections, Seen, Target
 
-ONE_VALUE = "Expected more than 1 value per channel"
 TOO_FEW_CELLS = "selected index k out of range"
 PLACEHOLDER = "N/A"
 NO_NUMBERS = ("corner) format", "invalid numeric entries")
@@ -183,13 +183,9 @@ class HuggingFace(Foreign):
         height, width = images.shape[2:]
         padding = {"pixel_mask": _pixel_mask(images, sizes)} if self.family.reads_padding else {}
         try:
-            return self.library(pixel_values=images, **padding, **labels)
+            with enough_values(f"hf:{self.name}", images):
+                return self.library(pixel_values=images, **padding, **labels)
         except (RuntimeError, ValueError) as error:
-            if ONE_VALUE in str(error):
-                raise UserError(
-                    f"a norm of hf:{self.name} finds one value per channel in a batch of {len(images)} x {height} x "
-                    f"{width}; choose larger images or a larger batch"
-                ) from None
             if TOO_FEW_CELLS not in str(error):
                 raise
         raise UserError(

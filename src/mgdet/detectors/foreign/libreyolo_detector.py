@@ -19,12 +19,12 @@ from mgdet.detectors.face import Learned
 from mgdet.detectors.foreign.base import Foreign, TestedSize
 from mgdet.errors import UserError
 from mgdet.files import atomic_write
+from mgdet.layers.norms import enough_values
 from mgdet.structures import Detections, Pixels, Seen, Target
 
 GREY = 114.0
 """What the library pads with, of 255. As mean of the normalisation it makes the zero of our padding the same grey."""
 SUFFIXES = (".pt", ".pth")
-ONE_VALUE = "more than 1 value per channel"
 
 
 class LibreYolo(Foreign):
@@ -120,17 +120,11 @@ class LibreYolo(Foreign):
             hooks.callback(neck.register_forward_hook(lambda module, inputs, output: taps.extend(output)).remove)
             self._heed(hooks)
             try:
-                found = model(self.as_library(images), truth)
+                with enough_values(self.name, images):
+                    found = model(self.as_library(images), truth)
                 losses = {name: found[name] for name in self.loss_names}
             except _NotFinite:
                 losses = self._no_numbers()
-            except ValueError as error:
-                if ONE_VALUE not in str(error):
-                    raise
-                raise UserError(
-                    f"{self.name} normalises over the batch and finds one value per channel in {len(images)} image of "
-                    f"{images.shape[2]} x {images.shape[3]}; choose larger images or a larger --train.batch"
-                ) from None
         return Learned(losses, Seen(taps, taps))
 
     @torch.no_grad()

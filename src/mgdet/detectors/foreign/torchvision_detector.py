@@ -20,6 +20,7 @@ from mgdet.detectors.face import Learned
 from mgdet.detectors.foreign.base import Foreign, TestedSize
 from mgdet.errors import UserError
 from mgdet.files import atomic_write
+from mgdet.layers.norms import enough_values
 from mgdet.structures import Detections, Pixels, Seen, Target
 
 MASK_THRESHOLD = 0.5
@@ -138,22 +139,15 @@ class TorchvisionDetector(Foreign):
 
         Raises:
             UserError: a canvas that the model does not take, boxes without masks for a model that learns masks, or a
-                batch of one image where batch norms would see one value per channel.
+                batch norm that sees one value per channel.
         """
         self._check_canvas(images)
         truths = [self._truth(target, images) for target in targets]
         features: list[dict[str, Tensor]] = []
         listener = self.backbone.register_forward_hook(lambda module, inputs, output: features.append(output))
         try:
-            with self._learning(True) as model:
+            with enough_values(self.name, images), self._learning(True) as model:
                 losses = model(_Batch(images, [target.size for target in targets]), truths)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise UserError(
-                f"{self.name} normalises over the batch and cannot learn from {len(images)} image alone; give each "
-                "process two or more with --train.batch"
-            ) from None
         finally:
             listener.remove()
         return Learned(losses, _seen(features[0]))
