@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -121,6 +122,19 @@ class TestDistill:
         for given, weights in ((name, "a run's.pth"), ("moved.pth", "moved.pth")):
             assert planned_before(place, teacher=given, **options).teacher.weights == weights
         assert f"of the teacher a run's.pth, not of {other}" in refusal(planned_before, place, teacher=other, **options)
+
+    def test_resuming_takes_a_backbone_whose_detector_followed_from_the_data(self, tiny, folder):
+        config, teacher = config_of(distill(tiny, run_dir="run").folder), "torchvision:maskrcnn_resnet50_fpn"
+        config.teacher = ModelConfig(detector=teacher, weights="pretrained")
+        config.student = replace(config.student, detector="faster_rcnn")  # the data had no masks
+        make_folder(folder / "boxes")
+        write_config(folder / "boxes", config)
+        options = {"teacher": teacher, "resume": True, "settings": {}, "data": str(tiny.root)}
+        place = api.Path("boxes")
+        for student in ("test_resnet", "faster_rcnn:test_resnet"):
+            assert planned_before(place, student=student, **options) == config
+        text = refusal(planned_before, place, student="mask_rcnn:test_resnet", **options)
+        assert "boxes holds a run of the student faster_rcnn:test_resnet, not of mask_rcnn:test_resnet" in text
 
     def test_resuming_what_never_began_begins(self, tiny):
         assert step_of(distill(tiny, run_dir="run", resume=True).folder) == STEPS

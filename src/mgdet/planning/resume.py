@@ -6,6 +6,7 @@ The free memory of a machine is never twice the same, and a batch that follows i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,10 @@ def planned_before(
     if config.teacher is None:
         raise UserError(f"{folder} holds a run without a teacher; choose another --run-dir")
     if student:
-        asked = choose_student(student, config.teacher, masks=True).model
-        if (asked.detector, asked.backbone) != (config.student.detector, config.student.backbone):
-            raise UserError(
-                f"{folder} holds a run of the student {_name(config.student)}, not of {_name(asked)}; choose another "
-                "--run-dir"
-            )
+        asked = _asked(student, config.teacher)
+        held = _name(config.student)
+        if held not in asked:
+            raise UserError(f"{folder} holds a run of the student {held}, not of {asked[0]}; choose another --run-dir")
     if is_name(teacher) or config.teacher.weights == PRETRAINED:
         if teacher != config.teacher.detector:
             known = config.teacher.detector if config.teacher.weights == PRETRAINED else config.teacher.weights
@@ -57,6 +56,14 @@ def planned_before(
     config.data.root = data
     apply_settings(config, settings)
     return config
+
+
+def _asked(student: str, teacher: ModelConfig) -> list[str]:
+    """The students that a name can stand for, by whether the data has masks."""
+    names = [_name(choose_student(student, teacher, masks=True).model)]
+    with suppress(UserError):  # it names a detector that learns masks
+        names.append(_name(choose_student(student, teacher, masks=False).model))
+    return names
 
 
 def _name(model: ModelConfig) -> str:
