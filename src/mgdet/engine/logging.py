@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from rich.console import Console
 from mgdet.engine.display import SHARE_PREFIX, Display, Status, clock, split_losses
 from mgdet.engine.trackers import Tracker, first_line
 from mgdet.files import atomic_write
+from mgdet.sections import finite
 
 
 class RunLog:
@@ -178,9 +178,8 @@ class RunLog:
             self._display.refresh(now=True)
 
     def _record(self, record: dict[str, Any]) -> None:
-        """One line of `metrics.jsonl`; JSON knows no infinity, so what is not finite is null there."""
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._metrics.write(json.dumps(finite) + "\n")
+        """One line of `metrics.jsonl`; what is not finite is null there."""
+        self._metrics.write(json.dumps(finite(record)) + "\n")
         self._metrics.flush()
 
     def _track(self, step: int, group: str, values: dict[str, float]) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mgdet.sections import plain
+from mgdet.sections import finite
 
 WIDTH = 100
 """Columns of the terminal that the table is made for."""
@@ -60,11 +60,11 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Dicts, lists and scalars, ready for JSON."""
         rows = [row._asdict() for row in self.rows]
-        return {"stops": self.stops, "warnings": self.warnings, "rows": rows, "values": plain(self.values)}
+        return {"stops": self.stops, "warnings": self.warnings, "rows": rows, "values": finite(self.values)}
 
     def to_json(self) -> str:
         """The same as text."""
-        return json.dumps(self.to_dict(), indent=2)
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
     def table(self, known: Collection[str] = ()) -> str:
         """The rows for people, without colours.
