@@ -186,7 +186,8 @@ class _Look:
         height, width = batch.pixels.shape[1:3]
         canvas = teacher_canvas((height, width), settings.canvas, face.native_size, face.multiple)
         images, sizes = batch.images_on(canvas, face.pixels)
-        scales = [(x * canvas[1] / width, y * canvas[0] / height) for x, y in batch.scales]
+        # Of the rounded sizes: masks are pasted into images of size / scale, which must be the originals to the pixel.
+        scales = [(w / width, h / height) for (h, w), (height, width) in zip(sizes, batch.originals)]
         with autocast(self.device, self.config.train.amp):
             return self.teacher.find(images.contiguous(memory_format=torch.channels_last), sizes, scales)
 
