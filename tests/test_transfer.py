@@ -119,6 +119,17 @@ def test_nothing_is_written_over(tmp_path, out, part):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pth", "old.pth"]
 
 
+def test_numbers_that_are_not_finite_are_refused(tmp_path):
+    state = forged.state()
+    next(iter(state.values())).view(-1)[0] = float("nan")
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(
+        UserError, match=f"a.pth holds numbers that are not finite, in {next(iter(state))}: its training"
+    ):
+        transfer(tmp_path / "a.pth", tmp_path / "b.pth")
+    assert not (tmp_path / "b.pth").exists()
+
+
 def test_bad_source_leaves_no_file(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"text")
     with pytest.raises(UserError, match="not a checkpoint"):

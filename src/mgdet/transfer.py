@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mgdet.errors import UserError
+from mgdet.interop.loading import refuse_infinite
 from mgdet.interop.names import is_detector, some
 from mgdet.interop.weights import Checkpoint, read_checkpoint, save_checkpoint
 from mgdet.layers.conv import MAX_GROUPS, count_groups
@@ -40,7 +41,8 @@ def transfer(source: str | Path, out: Path, *, ema: bool = False) -> str:
         What was read, recognised, left out and written, a line each.
 
     Raises:
-        UserError: the source cannot be read or is not a detector, or `out` exists or cannot be written.
+        UserError: the source cannot be read, is not a detector or holds numbers that are not finite, or `out` exists or
+            cannot be written.
     """
     out = Path(out)
     if out.exists():
@@ -51,6 +53,7 @@ def transfer(source: str | Path, out: Path, *, ema: bool = False) -> str:
     if checkpoint.description is not None:
         return f"{_read_line(checkpoint)}\n{rebuild(checkpoint).export(out)}"
     _check_detector(checkpoint)
+    refuse_infinite(checkpoint.path, checkpoint.state_dict)
     save_checkpoint(
         out,
         checkpoint.state_dict,

@@ -16,7 +16,7 @@ from mgdet.data.coco_names import COCO_CLASSES
 from mgdet.errors import UserError
 from mgdet.interop.backbones import shapes_of
 from mgdet.interop.weights import read_checkpoint
-from mgdet.models import check_agrees, recognise, recognise_checkpoint
+from mgdet.models import check_agrees, recognise, recognise_checkpoint, shown
 from mgdet.models.strangers import strangers
 from mgdet.transfer import transfer
 from test_any_pair import save_tiny
@@ -94,6 +94,15 @@ class TestStrangers:
     def test_others(self, name, states):
         detector, names, more, words = TWO_STAGE[name]
         self.matches(self.changed(states[detector], names, more), words)
+
+    @pytest.mark.parametrize("lacking", ["layer1.0.conv1", "layer3.2.conv1", "layer1.0.conv3", "layer4.0.conv2"])
+    def test_a_resnet_that_lacks_a_tensor_is_one_still(self, lacking, states, monkeypatch):
+        monkeypatch.setattr(shown, "timm_names", None)  # which builds hundreds of networks
+        state = self.changed(states["retinanet"], {f"backbone.{lacking}.weight": None}, {})
+        whole = "retinanet with resnet50"
+        assert files.refusal(state) == (
+            f"a.pth holds nearly a {whole}: it lacks backbone.{lacking}.weight; the nearest is a whole {whole}"
+        )
 
     def test_a_resnext_that_timm_does_not_have(self):
         state = files.weights(files.ours("retinanet", "resnext101_32x4d"))

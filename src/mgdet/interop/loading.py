@@ -113,11 +113,16 @@ def check_finite(path: Path, detector: nn.Module, tensors: Mapping[str, Tensor])
         UserError: it names the file and the tensors.
     """
     learned = {name for name, _ in detector.named_parameters()}
-    bad = [
-        name
-        for name, value in tensors.items()
-        if (name in learned or name.endswith(STATISTICS)) and not value.isfinite().all()
-    ]
+    refuse_infinite(path, {name: own for name, own in tensors.items() if name in learned or name.endswith(STATISTICS)})
+
+
+def refuse_infinite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuses any number that is not finite.
+
+    Raises:
+        UserError: it names the file and the tensors.
+    """
+    bad = [name for name, value in tensors.items() if not value.isfinite().all()]
     if bad:
         raise UserError(
             f"{path} holds numbers that are not finite, in {some(bad)}: its training diverged, or half precision could "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ RESNETS = {
     ("bottleneck", (3, 8, 36, 3)): 152,
 }
 """The depth of a ResNet by the kind of its blocks and how many there are in each stage."""
+RESNET_BLOCK = re.compile(r"layer[1-4]\.\d+\.")
 OFFSETS_V1 = 18
 
 
@@ -137,10 +139,9 @@ def _kind(path: Path, shapes: Shapes) -> tuple[str, int]:
 def _backbone(path: Path, shapes: Shapes) -> tuple[str, int]:
     """The timm name of the backbone, and its depth where it is a ResNet or ResNeXt of MMDetection's."""
     own = {name.removeprefix("backbone."): shape for name, shape in shapes.items() if name.startswith("backbone.")}
-    first, second, third, last = (
-        sum(f"layer{stage}.{i}.conv1.weight" in own for i in range(len(own))) for stage in (1, 2, 3, 4)
-    )
-    kind = "bottleneck" if "layer1.0.conv3.weight" in own else "basic"
+    blocks = {match[0] for match in map(RESNET_BLOCK.match, own) if match}  # also of a file that lacks a few tensors
+    first, second, third, last = (sum(name.startswith(f"layer{stage}.") for name in blocks) for stage in (1, 2, 3, 4))
+    kind = "bottleneck" if any(RESNET_BLOCK.match(name) and ".conv3." in name for name in own) else "basic"
     depth = RESNETS.get((kind, (first, second, third, last)), 0)
     if depth and _width(own, "conv1.weight") == 64:
         width, inputs = (*own.get("layer1.0.conv2.weight", ()), 0, 0)[:2]
@@ -192,4 +193,5 @@ def _compare(path: Path, shapes: Shapes, detector: Detector, what: str) -> None:
     extra = [name for name in other if name.startswith("neck.fpn_convs.")]
     if extra and not missing and not more and len(extra) == len(other):
         raise lacking(path, [Stranger("an FPN whose extra levels come from its own (add_extra_convs)", FPN)])
-    raise UserError(f"{path} holds nearly a {what}: {difference}; the nearest is {what} without that")
+    nearest = f"{what} without that" if more or other else f"a whole {what}"
+    raise UserError(f"{path} holds nearly a {what}: {difference}; the nearest is {nearest}")
