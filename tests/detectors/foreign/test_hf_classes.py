@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hf_tiny import TINY, shake, tiny_config
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForObjectDetection
 
 from mgdet.detectors.foreign.hf_families import FAMILIES
@@ -78,6 +79,33 @@ def test_a_folder_of_weights_for_a_model_type(tmp_path):
     assert detector.columns == (1,)
     with pytest.raises(UserError, match="holds a rt_detr_v2, and hf:d_fine is a d_fine"):
         build("d_fine", classes=["dog"], weights=folder, say=[].append)
+
+
+@pytest.mark.parametrize("kind", sorted(TINY))
+def test_a_file_that_the_library_wrote_is_as_good_as_its_folder(tmp_path, kind):
+    """Its names are not always those of the library's own state dict."""
+    state, folder = saved(tmp_path, kind, ("cat", "dog"))
+    file = f"{folder}/model.safetensors"
+    said = []
+    detector = build(folder, classes=None, weights=file, say=said.append)
+    assert all(torch.equal(value, state[name]) for name, value in detector.weights().items())
+    assert f"{len(state)} tensors loaded, 0 missing, 0 unexpected, 0 of another shape" in said[0]
+    content = load_file(file)
+    first = next(name for name in sorted(content) if "class" not in name and "bbox" not in name)  # heads may be tied
+    lost, strange = dict(content), content | {"strange.weight": content[first].clone()}
+    del lost[first]
+    for changed, part in ((lost, "1 missing"), (strange, r"1 unexpected \((model\.)?strange\.weight\)")):
+        save_file(changed, tmp_path / "changed.safetensors")
+        with pytest.raises(UserError, match=f"does not fit this detector: .*{part}"):
+            build(folder, classes=None, weights=str(tmp_path / "changed.safetensors"), say=[].append)
+
+
+def test_a_file_of_other_classes_brings_its_head(tmp_path):
+    _, three = saved(tmp_path / "a", "rt_detr", ("x", "y", "z"))
+    state, two = saved(tmp_path / "b", "rt_detr", ("cat", "dog"))
+    detector = build(three, classes=None, weights=f"{two}/model.safetensors", say=[].append)
+    assert detector.num_classes == 2
+    assert all(torch.equal(value, state[name]) for name, value in detector.weights().items())
 
 
 @pytest.mark.parametrize(

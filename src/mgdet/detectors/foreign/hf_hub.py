@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from mgdet.errors import UserError
 from mgdet.interop.loading import check_finite
@@ -174,6 +175,36 @@ def read_weights(auto: Any, source: Source, config: Any, *, spare: str = "\0") -
     assert source.folder is not None
     check_finite(source.folder, model, model.state_dict())
     return model, sorted(report["unexpected_keys"])
+
+
+def names_of_now(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under the names that this version of the library has.
+
+    Files keep the names of earlier versions, and `save_pretrained` writes those; only `from_pretrained` knows both.
+
+    Args:
+        model: of the library, made for the same config.
+        state: under either names, complete or not.
+
+    Returns:
+        As much as there is, under the model's names; what has no place in it, or another shape, without its values.
+    """
+    if state.keys() == model.state_dict().keys():
+        return dict(state)
+    with quiet():
+        filled, report = type(model).from_pretrained(
+            None,
+            config=model.config,
+            state_dict=dict(state),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+        )
+    found = {name: value for name, value in filled.state_dict().items() if name not in report["missing_keys"]}
+    rest = {name: shape for name, shape, _ in report["mismatched_keys"]} | dict.fromkeys(
+        report["unexpected_keys"], (0,)
+    )
+    return found | {name: torch.empty(shape, device="meta") for name, shape in rest.items()}
 
 
 def processor_in(source: Source) -> Any:

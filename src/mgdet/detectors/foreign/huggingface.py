@@ -7,6 +7,7 @@ A name is a repository of the hub (`PekingU/rtdetr_v2_r50vd`), a folder that `sa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mgdet.detectors.foreign.hf_hub import (
     Source,
     locate,
     make_config,
+    names_of_now,
     processor_in,
     quiet,
     read_folder,
@@ -48,7 +50,7 @@ MODELS = (
 """One repository of the hub for every detector, in the order of `FAMILIES`."""
 
 RANDOM, PRETRAINED = "random", "pretrained"
-FILES = (".pth", ".pt", ".safetensors")
+FILES = (".pth", ".pt", ".safetensors", ".bin")
 SHOWN = 3
 
 Say = Callable[[str], None]
@@ -261,6 +263,8 @@ def _from_checkpoint(
     elif described is None and checkpoint.classes is not None and len(checkpoint.classes) == config.num_labels:
         _name_classes(config, checkpoint.classes)
     library = new_library(config)
+    if not described:
+        checkpoint = replace(checkpoint, state_dict=names_of_now(library, checkpoint.state_dict))
     report = load_checkpoint(library, checkpoint)
     processor = None if described is None else _processor_of(described)
     return _with_classes(library, source, classes, [report.line()], processor)
