@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import mgdet.report.measure as measure
+from mgdet import load
 from mgdet.cli import main
 from mgdet.interop.weights import read_checkpoint
 from refusals import spoil_file
+from test_any_pair import save_tiny
 from tiny import CLASSES, NUM_VAL, assert_same_tensors, write_graph
 
 
@@ -94,11 +96,36 @@ class TestTest:
             text = refused("test", "any.onnx", "--data.root", tiny.root, option, "128", "--eval", "segm")
             assert "finds only boxes" in text  # which is looked at later
 
-    @pytest.mark.parametrize("command", ["test", "train", "check"])
+    def test_another_librarys_detector_is_measured_in_the_datas_classes(self, tiny, folder, refused, capsys):
+        name = f"hf:{save_tiny('detr', folder / 'own', names=('N/A', 'wide', 'Square', 'bus', 'tall'))}"
+        options = ["--data.root", str(tiny.root)]
+        assert main(["test", name, *options, "--out", "found.json"]) == 0
+        out = capsys.readouterr().out
+        assert f"{name}, of that folder, 4 classes" in out
+        assert [line.split()[0] for line in out.splitlines() if line.split(" ")[0] in CLASSES] == [*CLASSES]
+        truth = json.loads((tiny.root / "annotations" / "val.json").read_text())
+        image, names = truth["images"][0], {own["id"]: own["name"] for own in truth["categories"]}
+        found = json.loads((folder / "found.json").read_text())
+        (own,) = load(name).predict(str(tiny.root / "val" / image["file_name"]), score=0.0)
+        theirs = [
+            (name.lower(), round(score, 4)) for name, score in zip(own.names, own.scores.tolist()) if name != "bus"
+        ]
+        ours = [(names[one["category_id"]], round(one["score"], 4)) for one in found if one["image_id"] == image["id"]]
+        assert ours and ours == theirs
+        for more in (["--ema"], ["--student.channels", "32"]):
+            text = refused("test", name, *options, *more)
+            assert text == f"{name} is another library's detector, for which {more[0]} means nothing; leave it out"
+        other = f"hf:{save_tiny('detr', folder / 'other')}"
+        capsys.readouterr()  # what saving says
+        text = refused("test", other, *options)
+        assert text.startswith(f"{other} knows 3 classes (cat, dog, cell), not square, tall, wide of the data; measure")
+
+    @pytest.mark.parametrize("command", ["train", "check"])
     def test_a_detector_of_another_library_is_no_recipe(self, command, refused):
         name = "torchvision:ssdlite320_mobilenet_v3_large"
         text = refused(command, name, "--data.root", "data")
         assert text.startswith(f"{name} is a detector of another library and no recipe; mgdet distill {name} DATA ")
+        assert text.endswith(f"and mgdet test {name} --data.root DATA measures it")
 
     def test_needs_a_checkpoint(self, refused):
         assert "mgdet test tiny:alone needs CHECKPOINT|RESULTS.json (" in refused("test", "tiny:alone")

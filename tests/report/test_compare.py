@@ -12,11 +12,13 @@ from mgdet.cli import main
 from mgdet.config import DataConfig
 from mgdet.data.coco import read_coco
 from mgdet.distributed import World
+from mgdet.errors import UserError
 from mgdet.evaluate.coco import evaluate
 from mgdet.report.compare import compare
 from mgdet.report.intervals import Bootstrap
 from mgdet.report.measure import test_checkpoint as measure
 from mgdet.report.numbers import STATS
+from test_any_pair import save_tiny
 from tiny import write_detector
 
 FEW = Bootstrap(resamples=100)
@@ -284,6 +286,27 @@ def test_sources_may_stand_behind_options(runs, shown, tmp_path, monkeypatch, or
     ((given, kept),) = asked
     assert given == tuple(sources.split())
     assert (kept["data"].root, kept["data"].workers, str(kept["out"])) == (str(shown.root), 3, "out")
+
+
+def test_another_librarys_detector_is_measured_beside_runs(runs, data, tmp_path):
+    """Also as the teacher that a run names."""
+    name = f"hf:{save_tiny('detr', tmp_path / 'own', names=('wide', 'square', 'tall'))}"
+    found = compare([str(runs["mgd-0"]), f"theirs={name}"], data=data, bootstrap=FEW, teacher=str(runs["alone-0"]))
+    assert [kind.name for kind in found.kinds] == ["MGD", "theirs", "teacher"]
+    run = found.kinds[1].runs[0]
+    assert (run.source, run.sha256) == (name, "") and run.scores["bbox"].stats["AP"] >= 0
+    assert found.kinds[1].size is not None and found.kinds[1].speed is not None
+    shutil.copytree(runs["mgd-0"], tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["teacher"] = {"detector": name, "weights": "pretrained"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    found = compare([str(tmp_path / "run")], data=data, bootstrap=FEW)
+    assert [(kind.role, kind.runs[0].source) for kind in found.kinds] == [
+        ("baseline", str(tmp_path / "run")),
+        ("teacher", name),
+    ]
+    with pytest.raises(UserError, match="hold the same"):
+        compare([name, f"again={name}"], data=data, bootstrap=FEW)
 
 
 def test_a_teacher_of_other_classes_is_left_out_with_a_word(runs, data, tmp_path):

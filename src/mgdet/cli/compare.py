@@ -22,8 +22,9 @@ class CompareArguments:
     """Measure runs, checkpoints and files of detections on the same images, and write a page that compares them."""
 
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN|CHECKPOINT|RESULTS.json...")]
-    """Run folders, checkpoint files or their URLs, and .json files of detections in COCO's results format. The others
-    are compared with the first; runs that differ only in their seed are grouped. NAME=... names a source."""
+    """Run folders, checkpoint files or their URLs, SOURCE:NAME of another library, and .json files of detections in
+    COCO's results format. The others are compared with the first; runs that differ only in their seed are grouped.
+    NAME=... names a source."""
     data: DataConfig = field(default_factory=DataConfig)
     """The images to measure on, by default those of the first run. Sizes come from each source's own config."""
     teacher: str = ""

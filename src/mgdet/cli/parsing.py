@@ -69,10 +69,10 @@ def recipe_or_file(arguments: list[str], command: str) -> Start:
         file = find_config(given)
         return Start(load_config(file), f"--config {given}", arguments, file)
     if recipe:
-        if _is_foreign(recipe):
+        if is_foreign(recipe):
             raise UserError(
                 f"{recipe} is a detector of another library and no recipe; mgdet distill {recipe} DATA distills from "
-                f"it, and mgdet export {recipe} OUT.onnx writes a graph that mgdet test takes"
+                f"it, and mgdet test {recipe} --data.root DATA measures it"
             )
         if recipe not in RECIPES and Path(recipe).exists():
             raise UserError(
@@ -87,7 +87,7 @@ def recipe_or_file(arguments: list[str], command: str) -> Start:
     raise UserError(f"mgdet {command} needs a recipe first, e.g. mgdet {command} {first}, or --config FILE{other}")
 
 
-def _is_foreign(name: str) -> bool:
+def is_foreign(name: str) -> bool:
     """Is it SOURCE:NAME of another library?"""
     if ":" not in name:
         return False

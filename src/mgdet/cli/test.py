@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mgdet.cli.parsing import Devices, Start, count_devices, option_value, parse, recipe_or_file, say
+from mgdet.cli.parsing import Devices, Start, count_devices, is_foreign, option_value, parse, recipe_or_file, say
 from mgdet.config import DataConfig, ModelConfig
 from mgdet.errors import refuse_unused
 from mgdet.recipes import RECIPES, load_recipe
@@ -27,8 +27,8 @@ class TestArguments:
     """
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT|RESULTS.json")]
-    """A checkpoint file, its URL, a run's folder, an exported .onnx file, or a .json file of any tool's detections in
-    COCO's results format."""
+    """A checkpoint file, its URL, a run's folder, an exported .onnx file, SOURCE:NAME of another library, or a .json
+    file of any tool's detections in COCO's results format."""
     student: ModelConfig
     """The recipe's detector."""
     data: DataConfig
@@ -65,6 +65,11 @@ def run(arguments: list[str]) -> int:
         data = data_of(load_exported(arguments[0]))
         start = Start(replace(load_recipe(NO_RECIPE), data=data), "OUT.onnx", arguments)
         config = start.config
+    elif arguments and is_foreign(arguments[0]):
+        from mgdet.models.recognise import recognise
+
+        config = replace(load_recipe(NO_RECIPE), student=recognise(arguments[0]).model, data=DataConfig())
+        start = Start(config, "SOURCE:NAME", arguments)
     elif arguments and _is_checkpoint(arguments[0]):
         from mgdet.models.recognise import recognise
 
@@ -100,6 +105,7 @@ def run(arguments: list[str]) -> int:
             ema=parsed.ema,
             amp=parsed.amp,
             batch=parsed.batch if option_value(start.rest, "--batch") else None,
+            own_sizes=is_foreign(parsed.checkpoint) and not _sizes_in(start.rest),
         )
     return 0
 
@@ -110,20 +116,29 @@ def _refuse_unused(source: str, words: list[str], devices: int) -> None:
     Raises:
         UserError: one was given.
     """
-    from mgdet.detectors.exported import load_exported
+    from mgdet.detectors.exported import is_exported, load_exported
     from mgdet.evaluate.results import is_results_file
     from mgdet.report.measure import not_a_checkpoint
 
-    given = [word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")]
+    given = _options(words)
     what, made = not_a_checkpoint(source), is_results_file(source)
     if not what:
         return refuse_unused(f"{source} is what is tested", {WEIGHTS: WEIGHTS in given})
     refuse_unused(what, {word: True for word in given if word.startswith("--student.")})
-    sizes = dict.fromkeys((word for word in given if word in SIZES), True)
+    sizes = dict.fromkeys(_sizes_in(words), True)
     if made:
         return refuse_unused(what, sizes | {"--devices": devices > 1})
-    if sizes and (canvas := load_exported(source).canvas):
+    if sizes and is_exported(source) and (canvas := load_exported(source).canvas):
         refuse_unused(f"{what} for images of {canvas[0]} x {canvas[1]} pixels", sizes)
+
+
+def _options(words: list[str]) -> list[str]:
+    """The options that were given, as they are written in the help."""
+    return [word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")]
+
+
+def _sizes_in(words: list[str]) -> list[str]:
+    return [word for word in _options(words) if word in SIZES]
 
 
 def _is_checkpoint(first: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mgdet.config import Config, DataConfig, ModelConfig
@@ -10,9 +11,10 @@ from mgdet.data.transforms import View
 from mgdet.detectors.exported import Exported, is_exported, load_exported
 from mgdet.detectors.face import Face
 from mgdet.detectors.foreign import SOURCES
-from mgdet.detectors.foreign.base import PLACEHOLDERS, Foreign
+from mgdet.detectors.foreign.base import PLACEHOLDERS, Foreign, match_classes
 from mgdet.errors import UserError, refuse_unused
 from mgdet.interop.loading import count_classes
+from mgdet.interop.names import some
 from mgdet.interop.weights import Checkpoint, read_checkpoint
 from mgdet.models.agree import check_agrees
 from mgdet.models.detectors import detector_from, foreign_from, load_detector
@@ -58,9 +60,10 @@ def open_detector(source: str, *, recipe: Config | None = None, ema: bool = Fals
     Raises:
         UserError: it is missing, damaged, or no detector that this package knows.
     """
-    if ":" in source and source.partition(":")[0] in SOURCES:
+    if names_library(source):
         refuse_unused(f"{source} is another library's detector", {"--recipe": recipe is not None, "--ema": ema})
-        return _foreign(source)
+        known = recognise(source)
+        return open_library(known.model, known.lines)
     if is_exported(source):
         return _exported(source, recipe=recipe, ema=ema)
     checkpoint = read_checkpoint(source, ema=ema)
@@ -78,21 +81,53 @@ def open_detector(source: str, *, recipe: Config | None = None, ema: bool = Fals
     return Opened(source, detector, classes, data, (*lines, line), _name(model), checkpoint.sha256)
 
 
-def _foreign(source: str) -> Opened:
-    """A detector of another library with the library's own weights."""
-    known = recognise(source)
-    nothing = UserError(f"{source} is a backbone, which finds nothing; give a detector")
-    if known.model.source == "timm":
+def names_library(source: str) -> bool:
+    """Is it SOURCE:NAME of another library?"""
+    return ":" in source and source.partition(":")[0] in SOURCES
+
+
+def open_library(model: ModelConfig, lines: Sequence[str] = ()) -> Opened:
+    """A detector of another library, with all classes that its weights name.
+
+    Args:
+        model: its name and its weights.
+        lines: what is known of it, for people.
+
+    Raises:
+        UserError: it is missing, or it is a backbone.
+    """
+    nothing = UserError(f"{model.detector} is a backbone, which finds nothing; give a detector")
+    if model.source == "timm":
         raise nothing  # before anything is downloaded
-    lines = list(known.lines)
-    detector = foreign_from(known.model, None, lines.append, role="model")
+    said = list(lines)
+    detector = foreign_from(model, None, said.append, role="model")
     if not detector.num_classes:
         raise nothing
     names = detector.output_names or tuple(f"class {column}" for column in range(max(detector.columns) + 1))
     columns = [column for column in detector.columns if names[column] not in PLACEHOLDERS]
     detector.keep(columns)
     classes = tuple(names[column] for column in columns)
-    return Opened(source, detector.eval(), classes, _tested_on(detector), tuple(lines), source)
+    name = model.detector
+    return Opened(name, detector.eval(), classes, _tested_on(detector), tuple(said), name)
+
+
+def keep_classes(opened: Opened, classes: Sequence[str]) -> None:
+    """Makes a detector of another library find the data's classes alone, which it knows by name.
+
+    Raises:
+        UserError: it does not know one of them.
+    """
+    detector = opened.detector
+    assert isinstance(detector, Foreign)
+    places = match_classes(opened.classes, classes)
+    if places is None:
+        strange = [name for name in classes if match_classes(opened.classes, [name]) is None]
+        why = f"not {some(strange)} of the data" if strange else "and two of the data stand for the same one"
+        raise UserError(
+            f"{opened.source} knows {len(opened.classes)} classes ({some(opened.classes)}), {why}; measure a detector "
+            "that was trained for the data's classes"
+        )
+    detector.keep([detector.columns[place] for place in places])
 
 
 def _tested_on(detector: Foreign) -> DataConfig:

@@ -15,6 +15,7 @@ from mgdet.evaluate.coco import CocoScores, coco_scores, evaluator, run_detector
 from mgdet.evaluate.results import read_results, results_notes
 from mgdet.evaluate.truth import Truth
 from mgdet.models import has_masks, load_detector
+from mgdet.models.opened import keep_classes
 from mgdet.report.history import read_history
 from mgdet.report.intervals import Results, Side
 from mgdet.report.numbers import Run
@@ -86,12 +87,17 @@ class Bench:
         Raises:
             UserError: it does not fit the data, or does not find what is to be measured.
         """
-        if source.model is None or source.checkpoint is None:
+        if source.model is None:
             results = read_results(source.file, self.dataset.records, self.metrics)
             notes = results_notes(source.file, results, self.dataset.records)
             return Entry(source, results=results, line=f"{source.file}: {len(results):,} detections", notes=notes)
         if "segm" in self.metrics and not has_masks(source.model):
             raise UserError(f"{source.given} is a {source.model.detector}, which finds only boxes; give --eval bbox")
+        if source.opened is not None:
+            opened, source.opened = source.opened, None
+            keep_classes(opened, self.dataset.classes)
+            return Entry(source, opened.detector, line="\n".join(opened.lines))
+        assert source.checkpoint is not None
         detector, line = load_detector(source.model, source.checkpoint, self.dataset.classes)
         source.checkpoint = None
         return Entry(source, detector, line=line, notes=list(source.notes))

@@ -120,7 +120,7 @@ def _open(
     """What is compared, the teacher, and what is to be said of them."""
     opened = [open_source(text, recipe) for text in sources]
     taught, notes = open_teacher(teacher, opened, recipe)
-    same = [source.given for source in opened if taught is not None and source.sha256 == taught.sha256]
+    same = [source.given for source in opened if taught is not None and source.identity == taught.identity]
     if same:
         notes.append(f"{same[0]} is the teacher of the others and is shown as such")
         opened = [source for source in opened if source.given not in same]

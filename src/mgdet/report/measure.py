@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mgdet.config import Config
+from mgdet.config import Config, DataConfig
 from mgdet.data.dataset import DetectionDataset
 from mgdet.data.images import check_images
 from mgdet.data.open import open_splits
@@ -25,6 +26,7 @@ from mgdet.evaluate.results import is_results_file, read_results, results_notes
 from mgdet.files import atomic_write
 from mgdet.interop.weights import read_checkpoint
 from mgdet.models import check_classes, has_masks, load_detector
+from mgdet.models.opened import keep_classes, names_library, open_detector
 from mgdet.precision import set_float32
 from mgdet.report.numbers import percent
 
@@ -55,12 +57,14 @@ def test_checkpoint(
     ema: bool = False,
     amp: str = "off",
     batch: int | None = None,
+    own_sizes: bool = False,
 ) -> dict[str, CocoScores] | None:
     """Measures a checkpoint, or somebody's detections, on the evaluation images of a recipe.
 
     Args:
         config: the recipe; its student and its data count, for detections and exported graphs its data alone.
-        source: a checkpoint file, its URL, a run's folder, an exported graph, or a .json file in COCO's results format.
+        source: a checkpoint file, its URL, a run's folder, an exported graph, SOURCE:NAME of another library, or a
+            .json file in COCO's results format.
         metrics: "bbox", "segm" or both.
         out: where the detections go in COCO's results format; None for nowhere.
         world: this process among the others.
@@ -68,6 +72,7 @@ def test_checkpoint(
         ema: as `read_checkpoint` takes it; of checkpoints.
         amp: precision of a checkpoint's backbone and neck: "bf16", "fp16", or "off", which is exact float32 everywhere.
         batch: images per forward pass; None where nobody asked for a number, as for detections that are made already.
+        own_sizes: images as another library resizes them for its detector, not as the data of `config` says.
 
     Returns:
         The scores for each metric on rank 0, none where the data set has no annotations; None on other ranks.
@@ -82,7 +87,10 @@ def test_checkpoint(
     masks = given or (has_masks(config.student) if graph is None else graph.has_masks)
     _check(config, source, metrics, out, given=given, masks=masks)
     if what := not_a_checkpoint(source):
-        refuse_unused(what, {"--ema": ema, "--train.amp": amp != "off", "--batch": given and batch is not None})
+        made = given or graph is not None
+        refuse_unused(
+            what, {"--ema": ema, "--train.amp": made and amp != "off", "--batch": given and batch is not None}
+        )
     splits = open_splits(
         config.data,
         val_masks="segm" in metrics,
@@ -101,15 +109,20 @@ def test_checkpoint(
         lines = [f"{source}: {len(results):,} detections", splits.line, *results_notes(Path(source), results, records)]
     else:
         dataset = DetectionDataset(records, training=False)
-        detector, line = _open(config, graph or source, dataset, world, ema=ema)
+        detector, opened, own = _open(config, graph or source, dataset, world, ema=ema)
+        if own_sizes and own is not None:
+            sizes: dict[str, Any] = {"long_edge": own.long_edge, "short_edge": own.short_edge, "square": own.square}
+            config = replace(config, data=replace(config.data, **sizes))
         float32 = set_float32(world.device, exact=True)
         found = _detect(config, detector, dataset, world, amp=amp, batch=batch or IMAGES_AT_ONCE)
         if found is None:
             return None
         records, results = dataset.records, found
-        lines = [line, splits.line, *dataset.notes, *filter(None, [float32])]
+        lines = [*opened, splits.line, *dataset.notes, *filter(None, [float32])]
         if amp != "off":
-            lines.insert(1, f"measured with backbone and neck in {amp}; float32 may score a little differently")
+            lines.insert(
+                len(opened), f"measured with backbone and neck in {amp}; float32 may score a little differently"
+            )
     if not world.main:
         return None
     for note in lines:
@@ -127,9 +140,11 @@ def test_checkpoint(
 
 
 def not_a_checkpoint(source: str) -> str:
-    """What holds no weights to be loaded, as the start of a sentence; empty for a checkpoint."""
+    """What is no file of weights, as the start of a sentence; empty for a checkpoint."""
     if is_results_file(source):
         return f"{source} holds detections that are made already"
+    if names_library(source):
+        return f"{source} is another library's detector"
     return f"{source} is an exported graph" if is_exported(source) else ""
 
 
@@ -157,13 +172,18 @@ def _check(config: Config, source: str, metrics: Sequence[str], out: Path | None
 
 def _open(
     config: Config, source: str | Exported, dataset: DetectionDataset, world: World, *, ema: bool
-) -> tuple[Face, str]:
-    """The detector, and the line that accounts for it."""
+) -> tuple[Face, Sequence[str], DataConfig | None]:
+    """The detector, the lines that account for it, and how another library resizes images for it."""
     if isinstance(source, Exported):
         check_classes(source.path, source.classes, dataset.classes)
-        return source, source.line()
+        return source, [source.line()], None
+    if names_library(source):
+        opened = world.in_turn(lambda: open_detector(source))
+        keep_classes(opened, dataset.classes)
+        return opened.detector, opened.lines, opened.data
     checkpoint = world.in_turn(lambda: read_checkpoint(source, ema=ema))
-    return load_detector(config.student, checkpoint, dataset.classes)
+    detector, line = load_detector(config.student, checkpoint, dataset.classes)
+    return detector, [line], None
 
 
 def _detect(

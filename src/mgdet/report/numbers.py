@@ -81,8 +81,8 @@ class Run:
     """One run, checkpoint or file of detections, measured.
 
     source: as it was given.
-    file: the weights or the detections that were read.
-    sha256: the hash of that file.
+    file: the weights or the detections that were read; of another library's own detector its name.
+    sha256: the hash of that file; empty where there is none.
     seed: of the training; None where it is not known.
     scores: COCO's numbers for each metric.
     history: None where there is none.

@@ -16,7 +16,8 @@ from mgdet.errors import UserError
 from mgdet.evaluate.results import is_results_file
 from mgdet.files import RUN_FILES, fetch, sha256_of
 from mgdet.interop.weights import Checkpoint, read_checkpoint
-from mgdet.models.recognise import recognise_checkpoint
+from mgdet.models.opened import Opened, names_library, open_library
+from mgdet.models.recognise import recognise, recognise_checkpoint
 
 NOT_THE_KIND = (
     "data.root",
@@ -55,14 +56,15 @@ class Source:
     """One thing to compare.
 
     given: as the user wrote it, without a name.
-    file: the weights, or the detections.
-    sha256: of that file.
+    file: the weights, or the detections; of another library's own detector its name.
+    sha256: of that file; empty where there is none.
     name: what the user calls it; empty where nothing was said.
     folder: the folder of the run that the weights are of; None for all else.
     config: of the run that the weights are of; None for all else.
     model: how to build the detector; None for detections.
     sizes: at which images it looks; None for detections.
-    checkpoint: the weights, until the detector is built; None for detections.
+    checkpoint: the weights, until the detector is built; None for detections and for `opened`.
+    opened: another library's own detector, until it is taken; None for all else.
     notes: what was recognised in a file that does not say what it holds, and why where in doubt.
     """
 
@@ -75,12 +77,18 @@ class Source:
     model: ModelConfig | None = None
     sizes: Sizes | None = None
     checkpoint: Checkpoint | None = None
+    opened: Opened | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def detections(self) -> bool:
         """Does it hold detections rather than weights?"""
         return self.model is None
+
+    @property
+    def identity(self) -> str:
+        """What two sources that hold the same have in common."""
+        return self.sha256 or self.given
 
     @property
     def seed(self) -> int | None:
@@ -100,7 +108,8 @@ def open_source(text: str, recipe: Config | None) -> Source:
     """Finds out what the user gave.
 
     Args:
-        text: a run's folder, a checkpoint file or its URL, or a .json file of detections; NAME=... gives it a name.
+        text: a run's folder, a checkpoint file or its URL, SOURCE:NAME of another library, or a .json file of
+            detections; NAME=... gives it a name.
         recipe: of checkpoints that mgdet did not write; None to recognise what they hold.
 
     Raises:
@@ -112,6 +121,9 @@ def open_source(text: str, recipe: Config | None) -> Source:
         if not file.is_file():
             raise UserError(f"the file {given} does not exist")
         return Source(given, file, sha256_of(file), name)
+    if names_library(given):
+        theirs = recognise(given)
+        return _library(given, theirs.model, name, open_library(theirs.model, theirs.lines))
     if is_exported(given):
         raise UserError(
             f"{given} is an exported graph, of which parameters and GFLOPs cannot be counted; give the detections that "
@@ -160,11 +172,9 @@ def open_teacher(
     if run is None or run.config is None or run.config.teacher is None:
         return None, []
     config = run.config.teacher
-    if config.source:
-        return None, [
-            f"the teacher {config.detector} was not measured; --teacher also takes a file with its detections"
-        ]
     try:
+        if config.source:
+            return _library(config.detector, config, "teacher", open_library(config)), []
         file = fetch(config.weights)
         checkpoint = read_checkpoint(file)
     except UserError as error:
@@ -181,6 +191,10 @@ def open_teacher(
     ), []
 
 
+def _library(given: str, model: ModelConfig, name: str, opened: Opened) -> Source:
+    return Source(given, Path(given), "", name, model=model, sizes=sizes_of(opened.data), opened=opened)
+
+
 def sizes_of(data: DataConfig) -> Sizes:
     """The sizes that a detector is tested at."""
     return Sizes(data.long_edge, data.short_edge[1], data.square)
@@ -194,11 +208,9 @@ def group_sources(sources: Sequence[Source]) -> list[Group]:
     """
     seen: dict[str, Source] = {}
     for source in sources:
-        if source.sha256 in seen:
-            raise UserError(
-                f"{source.given} and {seen[source.sha256].given} hold the same; give each thing to compare once"
-            )
-        seen[source.sha256] = source
+        other = seen.setdefault(source.identity, source)
+        if other is not source:
+            raise UserError(f"{source.given} and {other.given} hold the same; give each thing to compare once")
     kinds: dict[str, list[Source]] = {}
     for number, source in enumerate(sources):
         kinds.setdefault(_kind(source, number), []).append(source)
