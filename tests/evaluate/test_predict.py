@@ -187,6 +187,21 @@ def test_a_picture_that_fails_in_the_middle_leaves_nothing(tiny, tmp_path, photo
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
+def test_ctrl_c_leaves_nothing_in_the_way_of_the_next_try(tiny, tmp_path, photos, monkeypatch):
+    drawn = []
+
+    def draw(image, *args, **options):
+        drawn.append(image)
+        if len(drawn) > 1:
+            raise KeyboardInterrupt
+        return image
+
+    monkeypatch.setattr(module, "draw_detections", draw)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, tmp_path, photos, batch=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_wrong_with_a_file_is_found_before_the_detector_is_loaded(tmp_path, tiny):
     write(tmp_path / "a.jpg")
     (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-400])

@@ -402,3 +402,8 @@ class TestOtherLibraries:
     def test_names_that_are_none(self, source, words):
         with pytest.raises(UserError, match=words):
             recognise(source)
+
+
+def test_a_drive_of_windows_is_no_library():
+    with pytest.raises(UserError, match=r"the checkpoint C:\\models\\teacher\.pth does not exist"):
+        recognise(r"C:\models\teacher.pth")

@@ -127,7 +127,7 @@ def _predict_all(
             entry = {"file": str(file), "picture": copy.as_posix(), "width": width, "height": height}
             report[index] = entry | {"objects": _objects(found, classes)}
         atomic_write(out / JSON_FILE, lambda stream: stream.write(json.dumps(report, indent=1).encode()))
-    except Exception:
+    except BaseException:  # also Ctrl-C: what is left would be in the way of the next try
         for path in written:
             path.unlink(missing_ok=True)
         for folder, _, _ in [] if was_there else os.walk(out, topdown=False):

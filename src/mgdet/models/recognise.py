@@ -69,7 +69,9 @@ def recognise(source: str) -> Recognised:
 
 def is_name(source: str) -> bool:
     """Does this name a detector of another library, SOURCE:NAME, and no file, folder or URL?"""
-    return ":" in source and "://" not in source and not Path(source).exists()
+    prefix, colon, _ = source.partition(":")
+    is_place = "://" in source or len(prefix) == 1  # a drive of Windows
+    return bool(colon) and not is_place and not Path(source).exists()
 
 
 def recognise_checkpoint(checkpoint: Checkpoint, source: str = "") -> Recognised:
