@@ -152,6 +152,10 @@ HINTS = {
     "folder twice": (lambda name: f"photos/{name}", "; it is in '{parent}', give that folder"),
     "folder too high": (lambda name: f"a{name}", "; it is in '{folder}/inner', give that folder"),
     "folder too much": (lambda name: f"images/{name}", "; did you mean '{folder}/0.jpg', without the folder"),
+    "capital letters": (lambda name: name.upper(), "; did you mean '{folder}/0.jpg'"),
+    "another suffix": (lambda name: name.replace("jpg", "png"), "; did you mean '{folder}/0.jpg'"),
+    "no suffix": (lambda name: name.removesuffix(".jpg"), "; did you mean '{folder}/0.jpg'"),
+    "letters in two parts": (lambda name: f"e\u0301{name}", "; did you mean '{folder}/\xe90.jpg', whose letters are"),
 }
 
 
@@ -161,6 +165,7 @@ def test_where_a_missing_file_might_be(folder, case):
     for i in range(3):
         for name in (f"{i}.jpg", f"a{i}.jpg"):
             (folder / "inner" / name).write_bytes((folder / f"{i}.jpg").read_bytes())
+    (folder / "\xe90.jpg").write_bytes((folder / "0.jpg").read_bytes())
     new, hint = HINTS[case]
     with pytest.raises(UserError) as caught:
         open_with(rename(new), folder)

@@ -218,6 +218,26 @@ def test_the_last_images_in_a_path_becomes_labels(tmp_path):
     assert len(read(root).labels) == sum(len(picture.things) for picture in pictures("train"))
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_labels_that_belong_to_no_image_are_counted(tmp_path, beside):
+    """As of images that were renamed, or whose labels keep the image's suffix; lists and names are none."""
+    formats.yolo(tmp_path)
+    labels = tmp_path / "labels/train"
+    if beside:
+        formats.write_images(tmp_path / "photos", "train")
+        formats.write_labels(tmp_path / "photos", "train")
+        write_yaml(tmp_path, "train: photos\nnames: [cat, dog, owl]\n")
+        labels = tmp_path / "photos"
+    (labels / "train.txt").write_text("photos/train_0.png\n")
+    (labels / "classes.txt").write_text("cat\ndog\nowl\n")
+    (labels / "empty.txt").write_text("")
+    assert not read(tmp_path).left_out.counts
+    (labels / "b.jpg.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (labels / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n1 0.5 0.5 0.1 0.1\n")
+    left_out = read(tmp_path).left_out
+    assert left_out.sentences() == [f"left out 2 files of labels that belong to no image (first: '{labels / 'a.txt'}')"]
+
+
 def test_files_that_a_mac_leaves_are_no_images(tmp_path):
     formats.yolo(tmp_path)
     (tmp_path / "images/train/._train_0.png").write_bytes(b"\0")

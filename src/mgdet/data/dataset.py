@@ -11,6 +11,7 @@ import numpy as np
 
 from mgdet.config.augment import AugmentConfig
 from mgdet.data.augment import augmented
+from mgdet.data.doubts import doubts
 from mgdet.data.images import check_images, check_size, without_size
 from mgdet.data.records import Id, LeftOut, Reason, Records, expected_layout
 from mgdet.data.segmentation import decode
@@ -83,6 +84,7 @@ class DetectionDataset:
             self.notes += left_out.sentences("left out of training:")
         elif records.annotated and records.crowd.all():
             self.notes.append(f"'{records.source}' has no object that counts, so there is nothing to score")
+        self.notes += [f"'{records.source}': {doubt}" for doubt in doubts(records)]
         self._store(kept, usable, counts)
 
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import unicodedata
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from mgdet.data.pictures import is_picture
 from mgdet.data.records import Records
 from mgdet.data.segmentation import to_rle
 from mgdet.data.transforms import check_readable, read_image
@@ -195,7 +197,26 @@ def _hint(folder: Path, file: str) -> str:
     base = os.path.basename(file)
     if base != file and _is_file(folder / base):
         return f"; did you mean '{folder / base}', without the folder in its name"
+    return _other_spelling(folder / file)
+
+
+def _other_spelling(path: Path) -> str:
+    """The file that differs in its suffix, in upper and lower case, or in how its letters are composed."""
+    for spell in (_spelled, lambda name: _spelled(os.path.splitext(name)[0])):
+        try:
+            names = sorted(entry.name for entry in path.parent.iterdir())
+        except OSError:
+            return ""
+        found = next((name for name in names if spell(name) == spell(path.name) and is_picture(name)), None)
+        if found is not None:
+            same = unicodedata.normalize("NFC", found) == unicodedata.normalize("NFC", path.name)
+            how = ", whose letters are composed in another way (Unicode's NFC and NFD)" if same else ""
+            return f"; did you mean '{path.parent / found}'{how}"
     return ""
+
+
+def _spelled(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -35,6 +35,7 @@ class Reason(Enum):
         "label that is not in fractions of the image's size",
         "labels that are not in fractions of the image's size",
     )
+    NO_IMAGE = "file of labels that belongs to no image", "files of labels that belong to no image"
     NOT_AN_AREA = "area that is not a number of 0 or more", "areas that are not numbers of 0 or more"
     NOT_A_FLAG = "object whose crowd flag is neither yes nor no", "objects whose crowd flag is neither yes nor no"
     NO_MASK = "object without a segmentation", "objects without a segmentation"

@@ -27,6 +27,7 @@ YAML_SUFFIXES = (".yaml", ".yml")
 MAX_YAML_BYTES = 1 << 18
 MAX_LABEL_BYTES = 1 << 24
 MAX_LIST_BYTES = 1 << 28
+MAX_LINE_BYTES = 1 << 16
 MAX_CLASSES = 10_000
 OUTSIDE = 0.01
 """Shares may lie so far outside 0 .. 1: tools round."""
@@ -78,6 +79,9 @@ def read_yolo(file: Path, split: str, *, masks: bool, unlabelled: bool = False) 
         if labels is not None:
             labelled += 1
             _add_labels(builder, about, index, labels, height, width)
+    orphans = _orphans([file.parent / name for name in images])
+    if orphans:
+        builder.left_out.add(Reason.NO_IMAGE, f"'{orphans[0]}'", len(orphans))
     builder.annotated = labelled > 0
     if not labelled and not unlabelled:
         expected = _label_files(file.parent / images[0])[0]
@@ -309,6 +313,32 @@ def label_file(image: Path) -> Path | None:
     if file is not None and not file.is_file():
         raise UserError(f"'{file}' is a folder or a pipe, not a file of labels")
     return file
+
+
+def _orphans(images: Sequence[Path]) -> list[Path]:
+    """Files of labels where those of some images lie, of which no picture has the name: it was renamed, or left out."""
+    homes: dict[Path, set[Path]] = {}
+    for parent in dict.fromkeys(image.parent for image in images):
+        for file in _label_files(parent / "image"):
+            homes.setdefault(file.parent, set()).add(parent)
+    found = []
+    for home, parents in homes.items():
+        if not home.is_dir():
+            continue
+        labels = [path for path in sorted(home.iterdir()) if path.suffix == ".txt"]
+        stems = {path.stem for parent in parents for path in parent.iterdir() if path.suffix != ".txt"}
+        found += [path for path in labels if path.stem not in stems and _has_labels(path)]
+    return found
+
+
+def _has_labels(file: Path) -> bool:
+    """Does a text file begin as one of labels does, and not as a list of images or of names?"""
+    try:
+        with file.open("rb") as stream:
+            values = stream.readline(MAX_LINE_BYTES).decode("utf-8-sig", "replace").split()
+    except (OSError, ValueError):
+        return False
+    return len(values) >= 5 and all(number(value) is not None for value in values)
 
 
 def _add_labels(builder: RecordsBuilder, about: Yaml, image: int, file: Path, height: int, width: int) -> None:
