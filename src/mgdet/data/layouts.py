@@ -10,6 +10,7 @@ from pathlib import Path
 from mgdet.config import DataConfig
 from mgdet.data.folders import SPLIT_WORDS, Layout, Place, find_layouts, first_names, folders_in, images_of, split_word
 from mgdet.data.image_files import walk
+from mgdet.data.others import of_another_tool
 from mgdet.data.pictures import is_picture
 from mgdet.errors import UserError
 
@@ -17,6 +18,8 @@ OWN_NAMES = {"train": "annotations/instances_train2017.json", "val": "annotation
 """COCO's own files: where they are, other files beside them do not make the choice unclear."""
 SHOWN = 3
 """Files in a message."""
+FOLDERS = 50
+"""Folders of one depth that are looked into for a data set."""
 
 
 def find_places(data: DataConfig, *, required: tuple[str, ...] = ("train", "val")) -> tuple[dict[str, Place], str]:
@@ -92,8 +95,9 @@ def _choose(root: Path, names: Mapping[str, Place]) -> Layout | None:
 
 def _nothing(root: Path) -> str:
     """Why a folder is not a data set, and what would help."""
-    inside = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    for folder in inside[:50]:
+    inside = _inner(root)[:FOLDERS]
+    inside += [folder for outer in inside for folder in _inner(outer)][:FOLDERS]
+    for folder in inside:
         try:
             if any(_has_images(folder, layout) for layout in find_layouts(folder)):
                 return f"but '{folder}' in it does; give that folder as --data.root"
@@ -106,12 +110,21 @@ def _nothing(root: Path) -> str:
             f"none of the {len(files):,} JSON files in annotations/ lists images as COCO's do ({some}, ...); where "
             "each is of one image, export the data set as COCO, with one file for each split"
         )
+    if other := of_another_tool(root):
+        return other
     if (root / "labels").is_dir():
         return "it has labels as YOLO does, but no data.yaml with names: and train:; write one"
     return (
         "there is no annotations/*.json (COCO), no train/_annotations.coco.json (Roboflow), no data.yaml (YOLO) and "
         "no Annotations/*.xml (Pascal VOC) in it; --data.train-annotations and --data.train-images name other files"
     )
+
+
+def _inner(folder: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
 
 
 def _has_images(root: Path, layout: Layout) -> bool:
