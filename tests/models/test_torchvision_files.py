@@ -94,6 +94,13 @@ def test_it_is_measured_and_teaches_without_being_named(tiny, file, tmp_path, ca
     assert (run / "student_last.pth").is_file()
 
 
+def test_other_classes_than_the_datas_are_said_as_classes(tiny, tmp_path, refused):
+    model = get_model_builder(SSDLITE)(weights=None, weights_backbone=None, num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "two.pth")
+    text = refused("test", tmp_path / "two.pth", "--data.root", tiny.root)
+    assert text == f"{tmp_path / 'two.pth'} knows 2 classes, the data has 3"
+
+
 def test_what_transfer_wrote_says_which_of_two_it_is(tmp_path):
     torch.manual_seed(0)
     written = build(TWINS[1], classes=("cat", "dog"), weights="random", say=lambda line: None)

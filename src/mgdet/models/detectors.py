@@ -140,16 +140,28 @@ def load_detector(config: ModelConfig, checkpoint: Checkpoint, classes: Sequence
     check_classes(checkpoint.path, checkpoint.classes, classes)
     check_agrees(config, checkpoint, role="student")
     detector: Face
-    if config.source:
-        if checkpoint.description is None:
-            detector = foreign_from(
-                replace(config, weights=str(checkpoint.path)), classes, lambda line: None, role="student"
-            )
-        else:
-            detector = library(config.source).rebuild(checkpoint.description, classes)
-    else:
+    if not config.source:
         detector = detector_from(config, len(classes))
+    elif checkpoint.description is not None:
+        detector = library(config.source).rebuild(checkpoint.description, classes)
+    else:
+        return _foreign_of_file(replace(config, weights=str(checkpoint.path)), checkpoint, classes)
     return detector.eval(), load_checkpoint(detector, checkpoint).line()
+
+
+def _foreign_of_file(config: ModelConfig, checkpoint: Checkpoint, classes: Sequence[str]) -> tuple[Face, str]:
+    """The same of a file that another library wrote, whose head may be of other classes."""
+
+    def build(wanted: Sequence[str] | None) -> Foreign:
+        return foreign_from(config, wanted, lambda line: None, role="student")
+
+    detector = build(classes)
+    try:
+        return detector.eval(), load_checkpoint(detector, checkpoint).line()
+    except UserError:
+        if (number := build(None).num_classes) != len(classes):
+            raise _other_number(checkpoint.path, number, classes) from None
+        raise
 
 
 def check_classes(path: Path, theirs: Sequence[str] | None, classes: Sequence[str]) -> None:
@@ -161,7 +173,11 @@ def check_classes(path: Path, theirs: Sequence[str] | None, classes: Sequence[st
     if theirs is None or tuple(theirs) == tuple(classes):
         return
     if len(theirs) != len(classes):
-        count = "1 class" if len(theirs) == 1 else f"{len(theirs)} classes"
-        raise UserError(f"{path} knows {count}, the data has {len(classes)}")
+        raise _other_number(path, len(theirs), classes)
     i = next(i for i, (a, b) in enumerate(zip(theirs, classes)) if a != b)
     raise UserError(f"{path} knows class {i} as '{theirs[i]}', in the data it is '{classes[i]}'")
+
+
+def _other_number(path: Path, number: int, classes: Sequence[str]) -> UserError:
+    count = "1 class" if number == 1 else f"{number} classes"
+    return UserError(f"{path} knows {count}, the data has {len(classes)}")
