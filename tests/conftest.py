@@ -29,9 +29,28 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 def memory_goes_back() -> Iterator[None]:
     """What a file's tests have freed goes back to the system: in glibc's hands it would pile up over all files."""
     yield
+    _give_back()
+
+
+@pytest.fixture(autouse=True)
+def much_memory_goes_back() -> Iterator[None]:
+    """Also after one test that took much: whole detectors hang in cycles of references, which nobody looks for soon."""
+    before = _resident()
+    yield
+    if _resident() - before > 1 << 28:
+        _give_back()
+
+
+def _give_back() -> None:
     gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def _resident() -> int:
+    """Bytes of this process in memory; 0 where the system does not say it so."""
+    file = Path("/proc/self/statm")
+    return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if file.exists() else 0
 
 
 @pytest.fixture

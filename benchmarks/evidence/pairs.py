@@ -175,7 +175,7 @@ PAIRS: dict[str, Pair] = {
         CASCADE,
         longest=2,
         teacher_epochs=8,
-        sweep_seeds=2,
+        sweep_seeds=1,
         note="The pair, its images and the values that are searched are those of a longer round (faster_rcnn), in "
         "which students learned for 256 epochs and there was time for two seeds of most arms. So that three fit, "
         "students learn for at most 64 epochs here and the teacher for at most 16; in the longer round "

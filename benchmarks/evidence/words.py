@@ -176,7 +176,8 @@ def of_sweeps(rows: Sequence[Row], base: Row | None, sweeps: Sequence[Sweep], va
         found = {value: [run.finished.ap for run in row.whole if run.seed in seeds] for value, row in points.items()}
         means = {value: statistics.fmean(own) for value, own in found.items()}
         best, worst = max(means, key=lambda value: means[value]), min(means, key=lambda value: means[value])
-        deviations = [statistics.stdev(own) for own in found.values() if len(own) > 1]
+        all_runs = [[run.finished.ap for run in row.whole] for row in points.values()]
+        deviations = [statistics.stdev(own) for own in all_runs if len(own) > 1]
         spread = f" Seeds differ by {percent(statistics.fmean(deviations))} (standard deviation)." if deviations else ""
         sentences.append(
             f"{sweep.setting}: on the validation images best at {best:g} with AP {percent(means[best])}, worst at "

@@ -241,4 +241,7 @@ def test_sweeps_name_the_best_and_the_worst_value(truth):
     (sentence,) = words.of_sweeps(
         swept, base, sweeps_of(Pair(teacher="a", student="a")), {"mgd.mask_ratio": 0.65, "mgd.weight": 1e-5}
     )
-    assert sentence == ("mgd.mask_ratio: on the validation images best at 0.45 with AP 90.0, worst at 0.25 with 30.0.")
+    assert sentence == (
+        "mgd.mask_ratio: on the validation images best at 0.45 with AP 90.0, worst at 0.25 with 30.0. Seeds differ by "
+        "28.3 (standard deviation)."
+    )

@@ -45,22 +45,22 @@ def test_from_the_first_choice_to_the_page(evidence, tmp_path, capsys):
     assert evidence("run", "--seeds", "0", "--anyway") == 0
     page = tmp_path / "evidence-tiny-2030-01.md"
     assert evidence("table", "--out", str(tmp_path), "--date", "2030-01") == 2
-    assert "tiny: 7 runs are not finished, the first in tiny/alone/seed-1" in capsys.readouterr().err
+    assert "tiny: 8 runs are not finished, the first in tiny/alone/seed-1" in capsys.readouterr().err
     assert not list(evidence.root.rglob("test-*.json")), "nobody looked"
     assert evidence("table", "--out", str(tmp_path), "--date", "2030-01", "--partial") == 0
     early = (tmp_path / "evidence-tiny-2030-01-partial.md").read_text()
     assert not page.exists()
-    assert "7 of the reported runs are not finished" in early
+    assert "8 of the reported runs are not finished" in early
     assert "one seed, which shows nothing yet" in early
 
     assert evidence("run", "--anyway") == 0
     found = {arm: list((evidence.root / "tiny" / arm).glob("seed-*")) for arm in choices["arms"]}
     assert {arm: len(folders) for arm, folders in found.items()} == dict.fromkeys(choices["arms"], 2)
     before = {path: path.stat().st_mtime_ns for path in evidence.root.rglob("test-*.json")}
-    assert len(before) == 8, "the teacher and a run of each of seven arms were measured"
+    assert len(before) == 9, "the teacher and a run of each of eight arms were measured"
     capsys.readouterr()
     assert evidence("table", "--out", str(tmp_path), "--date", "2030-01") == 0
-    assert capsys.readouterr().out.count("testing") == 7, "only what is new"
+    assert capsys.readouterr().out.count("testing") == 8, "only what is new"
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
     text = page.read_text()
@@ -77,6 +77,7 @@ def test_from_the_first_choice_to_the_page(evidence, tmp_path, capsys):
         "alone, twice as long",
         "alone, teacher's images",
         "inherits only",
+        "inherits only, teacher's images",
         "MGD",
         "MGD, inherits",
         "MGD, inherits, teacher's images",
@@ -92,7 +93,7 @@ def test_from_the_first_choice_to_the_page(evidence, tmp_path, capsys):
     looks = (evidence.root / "tiny" / measuring.LOOKS_FILE).read_text().splitlines()
     assert len(looks) == 2, "two tables measured something"
     assert evidence("plan") == 0
-    assert "14 of 14 runs are finished" in capsys.readouterr().out
+    assert "16 of 16 runs are finished" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -204,10 +204,11 @@ def _other_spelling(path: Path) -> str:
     """The file that differs in its suffix, in upper and lower case, or in how its letters are composed."""
     for spell in (_spelled, lambda name: _spelled(os.path.splitext(name)[0])):
         try:
-            names = sorted(entry.name for entry in path.parent.iterdir())
+            names = sorted(entry.name for entry in path.parent.iterdir() if entry.name != path.name)
         except OSError:
             return ""
-        found = next((name for name in names if spell(name) == spell(path.name) and is_picture(name)), None)
+        alike = (name for name in names if is_picture(name) and spell(name) == spell(path.name))
+        found = next((name for name in alike if _is_file(path.parent / name)), None)
         if found is not None:
             same = unicodedata.normalize("NFC", found) == unicodedata.normalize("NFC", path.name)
             how = ", whose letters are composed in another way (Unicode's NFC and NFD)" if same else ""
