@@ -207,16 +207,6 @@ def test_rows_of_a_run_that_may_start(tiny, tmp_path):
     assert max(map(len, table.splitlines())) <= 100
 
 
-def test_what_is_not_finite_is_null_in_json():
-    report = Report(values={"loss": float("inf"), "parts": {"norms": [1.0, float("nan")]}})
-
-    def refuse(word: str) -> None:
-        raise AssertionError(f"{word} is not JSON")
-
-    values = json.loads(report.to_json(), parse_constant=refuse)["values"]
-    assert values == {"loss": None, "parts": {"norms": [1.0, None]}}
-
-
 def test_the_gradient_of_one_micro_batch_is_not_divided_by_those_of_a_step(tiny, monkeypatch):
     """And the rate is that of the run's first step, over all passes and processes."""
     found, rates = [], []

@@ -90,10 +90,10 @@ def recipe_or_file(arguments: list[str], command: str) -> Start:
 def is_foreign(name: str) -> bool:
     """Is it SOURCE:NAME of another library?"""
     if ":" not in name:
-        return False
-    from mgdet.detectors.foreign import SOURCES
+        return False  # without an import, which takes seconds
+    from mgdet.detectors.foreign import names_library
 
-    return name.partition(":")[0] in SOURCES
+    return names_library(name)
 
 
 def option_value(arguments: Sequence[str], option: str) -> str:

@@ -18,6 +18,7 @@ import msgspec
 import yaml
 
 from mgdet.data.image_files import list_images, upright_sizes
+from mgdet.data.label_files import label_file, label_files, orphans_of
 from mgdet.data.pictures import SUFFIXES
 from mgdet.data.records import Reason, Records, RecordsBuilder
 from mgdet.data.values import number
@@ -27,7 +28,6 @@ YAML_SUFFIXES = (".yaml", ".yml")
 MAX_YAML_BYTES = 1 << 18
 MAX_LABEL_BYTES = 1 << 24
 MAX_LIST_BYTES = 1 << 28
-MAX_LINE_BYTES = 1 << 16
 MAX_CLASSES = 10_000
 OUTSIDE = 0.01
 """Shares may lie so far outside 0 .. 1: tools round."""
@@ -79,12 +79,12 @@ def read_yolo(file: Path, split: str, *, masks: bool, unlabelled: bool = False) 
         if labels is not None:
             labelled += 1
             _add_labels(builder, about, index, labels, height, width)
-    orphans = _orphans([file.parent / name for name in images])
+    orphans = orphans_of([file.parent / name for name in images])
     if orphans:
         builder.left_out.add(Reason.NO_IMAGE, f"'{orphans[0]}'", len(orphans))
     builder.annotated = labelled > 0
     if not labelled and not unlabelled:
-        expected = _label_files(file.parent / images[0])[0]
+        expected = label_files(file.parent / images[0])[0]
         raise UserError(
             f"none of the {len(images):,} images of {split} in '{file}' has a label file; "
             f"that of '{images[0]}' would be '{expected}'"
@@ -291,54 +291,6 @@ def _check_apart(file: Path, content: dict[str, Any], split: str) -> None:
 
 
 # What the labels say.
-
-
-def _label_files(image: Path) -> list[Path]:
-    """Where the label file of an image may be: in `labels/` for `images/`, or beside it."""
-    parts = list(image.parts)
-    files = [image.with_suffix(".txt")]
-    if "images" in parts[:-1]:
-        last = len(parts) - 2 - parts[-2::-1].index("images")
-        files.insert(0, Path(*parts[:last], "labels", *parts[last + 1 :]).with_suffix(".txt"))
-    return files
-
-
-def label_file(image: Path) -> Path | None:
-    """The label file of an image; None if it has none.
-
-    Raises:
-        UserError: what bears its name is not a file.
-    """
-    file = next((file for file in _label_files(image) if file.exists()), None)
-    if file is not None and not file.is_file():
-        raise UserError(f"'{file}' is a folder or a pipe, not a file of labels")
-    return file
-
-
-def _orphans(images: Sequence[Path]) -> list[Path]:
-    """Files of labels where those of some images lie, of which no picture has the name: it was renamed, or left out."""
-    homes: dict[Path, set[Path]] = {}
-    for parent in dict.fromkeys(image.parent for image in images):
-        for file in _label_files(parent / "image"):
-            homes.setdefault(file.parent, set()).add(parent)
-    found = []
-    for home, parents in homes.items():
-        if not home.is_dir():
-            continue
-        labels = [path for path in sorted(home.iterdir()) if path.suffix == ".txt"]
-        stems = {path.stem for parent in parents for path in parent.iterdir() if path.suffix != ".txt"}
-        found += [path for path in labels if path.stem not in stems and _has_labels(path)]
-    return found
-
-
-def _has_labels(file: Path) -> bool:
-    """Does a text file begin as one of labels does, and not as a list of images or of names?"""
-    try:
-        with file.open("rb") as stream:
-            values = stream.readline(MAX_LINE_BYTES).decode("utf-8-sig", "replace").split()
-    except (OSError, ValueError):
-        return False
-    return len(values) >= 5 and all(number(value) is not None for value in values)
 
 
 def _add_labels(builder: RecordsBuilder, about: Yaml, image: int, file: Path, height: int, width: int) -> None:

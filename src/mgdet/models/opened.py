@@ -10,7 +10,7 @@ from mgdet.data.coco_names import COCO_CLASSES
 from mgdet.data.transforms import View
 from mgdet.detectors.exported import Exported, is_exported, load_exported
 from mgdet.detectors.face import Face
-from mgdet.detectors.foreign import SOURCES
+from mgdet.detectors.foreign import names_library
 from mgdet.detectors.foreign.base import PLACEHOLDERS, Foreign, match_classes
 from mgdet.errors import UserError, refuse_unused
 from mgdet.interop.loading import count_classes
@@ -79,11 +79,6 @@ def open_detector(source: str, *, recipe: Config | None = None, ema: bool = Fals
     classes = classes or _counted(model, checkpoint)
     detector, line = load_detector(model, checkpoint, classes)
     return Opened(source, detector, classes, data, (*lines, line), _name(model), checkpoint.sha256)
-
-
-def names_library(source: str) -> bool:
-    """Is it SOURCE:NAME of another library?"""
-    return ":" in source and source.partition(":")[0] in SOURCES
 
 
 def open_library(model: ModelConfig, lines: Sequence[str] = ()) -> Opened:

@@ -19,6 +19,7 @@ from mgdet.data.images import check_images
 from mgdet.data.open import open_splits
 from mgdet.detectors.exported import Exported, is_exported, load_exported
 from mgdet.detectors.face import Face
+from mgdet.detectors.foreign import names_library
 from mgdet.distributed import World
 from mgdet.errors import UserError, refuse_unused
 from mgdet.evaluate.coco import IMAGES_AT_ONCE, METRICS, CocoScores, check_truth, evaluate, run_detector
@@ -26,7 +27,7 @@ from mgdet.evaluate.results import is_results_file, read_results, results_notes
 from mgdet.files import atomic_write
 from mgdet.interop.weights import read_checkpoint
 from mgdet.models import check_classes, has_masks, load_detector
-from mgdet.models.opened import keep_classes, names_library, open_detector
+from mgdet.models.opened import keep_classes, open_detector
 from mgdet.precision import set_float32
 from mgdet.report.numbers import percent
 

@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 from mgdet.config import Config, DataConfig, ModelConfig
 from mgdet.detectors.exported import is_exported
+from mgdet.detectors.foreign import names_library
 from mgdet.engine.checkpoint import CONFIG_FILE, flatten, read_config
 from mgdet.errors import UserError
 from mgdet.evaluate.results import is_results_file
 from mgdet.files import RUN_FILES, fetch, sha256_of
 from mgdet.interop.weights import Checkpoint, read_checkpoint
-from mgdet.models.opened import Opened, names_library, open_library
+from mgdet.models.opened import Opened, open_library
 from mgdet.models.recognise import recognise, recognise_checkpoint
 
 NOT_THE_KIND = (

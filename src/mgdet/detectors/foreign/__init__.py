@@ -17,6 +17,12 @@ SOURCES = {
 }
 
 
+def names_library(source: str) -> bool:
+    """Is it SOURCE:NAME of another library?"""
+    prefix, colon, _ = source.partition(":")
+    return bool(colon) and prefix in SOURCES
+
+
 class Library(Protocol):
     """What each module offers.
 
