@@ -12,6 +12,7 @@ from mgdet.config import DataConfig
 from mgdet.data import folders, layouts
 from mgdet.data.folders import Place, find_layouts
 from mgdet.data.layouts import find_places
+from mgdet.data.open import open_splits
 from refusals import refusal
 
 
@@ -304,3 +305,40 @@ def test_at_most_three_of_many_files_are_named(tmp_path):
     assert "has 5 files for train: annotations/part0.json, annotations/part1.json, annotations/part2.json, ...;" in (
         sentence
     )
+
+
+@pytest.mark.parametrize("images", ["images/{}", "images"])
+def test_voc_with_a_folder_of_xml_files_for_each_split(tmp_path, images):
+    formats.voc(tmp_path)
+    shutil.rmtree(tmp_path / "ImageSets")
+    (tmp_path / "Annotations").rename(tmp_path / "annotations")
+    (tmp_path / "JPEGImages").rename(tmp_path / "images")
+    for split in ("train", "val"):
+        for folder in (tmp_path / "annotations" / split, tmp_path / images.format(split)):
+            folder.mkdir(exist_ok=True)
+        for file in (tmp_path / "annotations").glob(f"{split}_*.xml"):
+            file.rename(file.parent / split / file.name)
+        for file in (tmp_path / "images").glob(f"{split}_*.png"):
+            file.rename(tmp_path / images.format(split) / file.name)
+    assert places(tmp_path)[0] == {
+        "train": ("annotations/train", images.format("train")),
+        "val": ("annotations/val", images.format("val")),
+    }
+    read = open_splits(DataConfig(root=str(tmp_path))).records
+    assert [len(read[split].files) for split in ("train", "val")] == [formats.NUM_TRAIN, formats.NUM_VAL]
+    (tmp_path / "annotations" / "val").rename(tmp_path / "annotations" / "owls")  # of no split: all are one
+    assert places(tmp_path, val_share=0.5)[0]["train"] == ("annotations", "images")
+
+
+@pytest.mark.parametrize(
+    "name, split",
+    [
+        ("instances_valid", ("val", "valid")),
+        ("fold_dev_train", ("train", "train")),
+        ("dev", ("val", "dev")),
+        ("image_info_test-dev2017", ("test", "test")),
+        ("devices", None),
+    ],
+)
+def test_a_name_speaks_of_a_split(name, split):
+    assert folders.split_word(name) == split

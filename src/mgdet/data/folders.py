@@ -82,11 +82,14 @@ def find_layouts(root: Path) -> list[Layout]:
 
 
 def split_word(name: str) -> tuple[str, str] | None:
-    """The split that a name speaks of, and the word for it: 'instances_valid.json' -> ('val', 'valid')."""
-    match = _WORD.search(name.lower())
-    if match is None:
+    """The split that a name speaks of, and the word for it: 'instances_valid.json' -> ('val', 'valid').
+
+    `dev` beside another word names what is split: 'fold_dev_train.json' -> ('train', 'train').
+    """
+    words = _WORD.findall(name.lower())
+    if not words:
         return None
-    word = match.group(1)
+    word = next((word for word in words if word != "dev"), "dev")
     return next(split for split, words in SPLIT_WORDS.items() if word in words), word
 
 
@@ -255,7 +258,8 @@ def _voc(root: Path) -> Iterator[Layout]:
 
 
 def _voc_lists(root: Path, home: Path, name: str) -> dict[str, tuple[Place, ...]]:
-    """The splits by their lists; without a list all is one split, and with none that names one it is unclear."""
+    """The splits by their lists, or by the folders of their XML files; with neither all is one split, and with lists
+    none of which names one it is unclear."""
     images = _inside(_voc_images(home, name), root)
     lists = [file for file in _files_in(home / "ImageSets" / "Main", ".txt") if file.stem.lower() != "default"]
     splits: dict[str, tuple[Place, ...]] = {}
@@ -264,8 +268,27 @@ def _voc_lists(root: Path, home: Path, name: str) -> dict[str, tuple[Place, ...]
             own = tuple(Place(_inside(file, root), images) for file in lists if file.stem.lower() == word)
             if own:
                 splits.setdefault(split, own)
+    if not lists:
+        splits = _voc_folders(root, home, name)
     places = (home / name, *lists)  # CVAT and Datumaro call the list of a set without splits default.txt
     return splits or {"train": tuple(Place(_inside(path, root), images) for path in places)}
+
+
+def _voc_folders(root: Path, home: Path, name: str) -> dict[str, tuple[Place, ...]]:
+    """The splits where each has a folder of its own for its XML files; none where one of them is of no split."""
+    folders = [folder for folder in folders_in(home / name) if _has_xml(folder, inside=True)]
+    if _has_xml(home / name):
+        return {}
+    images = _voc_images(home, name)
+    splits: dict[str, list[Place]] = {}
+    for folder in folders:
+        split = next((split for split, words in SPLIT_WORDS.items() if folder.name.lower() in words), None)
+        if split is None:
+            return {}
+        own = images / folder.name
+        place = Place(_inside(folder, root), _inside(own if own.is_dir() else images, root))
+        splits.setdefault(split, []).append(place)
+    return {split: tuple(places) for split, places in splits.items()}
 
 
 def _voc_images(home: Path, xml: str) -> Path:
