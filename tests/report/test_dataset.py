@@ -119,6 +119,15 @@ def test_dark_pictures_are_said(folder, ask):
     assert "16 bits per pixel and use 12" in said
 
 
+def test_validation_images_that_are_trained_on_are_said(folder, ask):
+    formats.simple(folder / "data")
+    assert "the same picture" not in ask("data")[1]
+    formats.write_coco(folder / "data/annotations/val.json", folder / "data/val", "train")
+    code, said = ask("data")
+    assert code == 0
+    assert "are the same picture, so scores will be too high: data/val/train_0.png" in said
+
+
 @pytest.mark.parametrize(
     "spoil, reason",
     [

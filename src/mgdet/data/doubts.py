@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
@@ -13,11 +15,37 @@ FAR = 0.02
 MANY, FEW = 0.25, 4
 """From this share of such boxes on, and more than so many, all boxes are probably written as two corners."""
 SHOWN = 3
+COMPARED_FILES = 50
+"""Of so many images of one name the bytes are compared."""
 
 
 def doubts(records: Records) -> list[str]:
     """One sentence for each thing that is odd; it is used as it is."""
     return [*_same_files(records), *_same_objects(records), *_far_outside(records), *_same_names(records)]
+
+
+def seen_in_training(train: Iterable[Path], val: Iterable[Path]) -> list[str]:
+    """A sentence where validation images hold the same bytes as a training image of that name, else nothing.
+
+    Args:
+        train, val: the image files of each split, which are there.
+    """
+    by_name: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in train:
+        by_name[path.name].append(path)
+    pairs = [(path, other) for path in val for other in by_name.get(path.name, ())]
+    pairs = pairs[:: max(1, len(pairs) // COMPARED_FILES)]
+    same = [
+        str(mine)
+        for mine, other in pairs
+        if mine.stat().st_size == other.stat().st_size and mine.read_bytes() == other.read_bytes()
+    ]
+    if not same:
+        return []
+    return [
+        f"{len(same)} of {len(pairs)} validation images that have the name of a training image are the same picture, "
+        f"so scores will be too high: {', '.join(same[:SHOWN])}{', ...' if len(same) > SHOWN else ''}"
+    ]
 
 
 def _same_files(records: Records) -> list[str]:

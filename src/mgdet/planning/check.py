@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mgdet.config import Config
 from mgdet.data.batch import Batch, collate
-from mgdet.data.dataset import DetectionDataset
+from mgdet.data.doubts import seen_in_training
 from mgdet.data.transforms import View
 from mgdet.detectors.foreign.base import Foreign
 from mgdet.distributed import World
@@ -44,7 +43,6 @@ TEACHER_SHARE = 0.4
 """The share of the time that the teacher's score may take."""
 STEP_COST = 4.5
 """A step of a student in times of its forward pass: it also goes back, and through the methods."""
-COMPARED_FILES = 50
 WORTH_SAYING = 0.85
 """A step in bfloat16 is proposed where it takes at most this share of the time."""
 
@@ -142,30 +140,8 @@ def _judge_data(prepared: Prepared, report: Report) -> None:
     for note in prepared.data_notes:
         report.add("ok", "data", note)
     train, val = prepared.train_data, prepared.val_data
-    same, compared = _same_pictures(train, val)
-    if same:
-        report.add(
-            "warning",
-            "data",
-            f"{len(same)} of {compared} validation images that have the name of a training image are the same picture, "
-            f"so scores will be too high: {', '.join(same[:3])}{', ...' if len(same) > 3 else ''}",
-        )
-
-
-def _same_pictures(train: DetectionDataset, val: DetectionDataset) -> tuple[list[str], int]:
-    """Validation images that hold the same bytes as a training image of that name, and how many were compared."""
-    by_name: defaultdict[str, list[Path]] = defaultdict(list)
-    for index in range(len(train)):
-        path = train.file(index)
-        by_name[path.name].append(path)
-    pairs = [(val.file(i), other) for i in range(len(val)) for other in by_name.get(val.file(i).name, ())]
-    pairs = pairs[:: max(1, len(pairs) // COMPARED_FILES)]
-    same = [
-        str(mine)
-        for mine, other in pairs
-        if mine.stat().st_size == other.stat().st_size and mine.read_bytes() == other.read_bytes()
-    ]
-    return same, len(pairs)
+    for doubt in seen_in_training(map(train.file, range(len(train))), map(val.file, range(len(val)))):
+        report.add("warning", "data", doubt)
 
 
 def _judge_weights(prepared: Prepared, report: Report) -> None:

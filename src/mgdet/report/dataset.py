@@ -17,6 +17,7 @@ from rich.table import Table
 
 from mgdet.config import DataConfig
 from mgdet.data.dataset import DetectionDataset, check_same_classes
+from mgdet.data.doubts import seen_in_training
 from mgdet.data.folders import Place
 from mgdet.data.image_files import damaged
 from mgdet.data.images import find_missing
@@ -125,6 +126,7 @@ def _check(splits: Mapping[str, Records], masks: bool, problems: list[str]) -> l
     """What training and evaluation leave out; what hinders them is added to `problems`."""
     metrics = ("bbox", "segm") if masks else ("bbox",)
     notes = []
+    files: dict[str, list[Path]] = {}
     for split in ("train", "val"):
         if split not in splits:
             continue
@@ -136,8 +138,8 @@ def _check(splits: Mapping[str, Records], masks: bool, problems: list[str]) -> l
             if split == "val":
                 check_truth(records, metrics)
             dataset = DetectionDataset(records, training=split == "train", masks=masks and split == "train")
-            first = range(min(LOOKED_AT, len(dataset)))
-            notes += [*dataset.notes, *depth_notes([dataset.file(i) for i in first])]
+            files[split] = [dataset.file(i) for i in range(len(dataset))]
+            notes += [*dataset.notes, *depth_notes(files[split][:LOOKED_AT])]
         except UserError as error:
             if str(error) not in broken:
                 problems.append(str(error))
@@ -146,7 +148,7 @@ def _check(splits: Mapping[str, Records], masks: bool, problems: list[str]) -> l
             check_same_classes(splits["train"], splits["val"])
         except UserError as error:
             problems.append(str(error))
-    return notes
+    return notes + seen_in_training(files.get("train", ()), files.get("val", ()))
 
 
 def _about_broken(records: Records, broken: list[str]) -> str:
