@@ -28,6 +28,12 @@ from mgdet.errors import UserError
 from mgdet.models import detector_from
 
 
+@pytest.fixture(autouse=True)
+def plain(monkeypatch):
+    """A pair of known settings under a name of the real ones."""
+    monkeypatch.setitem(pairs.PAIRS, "retinanet", pairs.Pair(teacher="retinanet", student="retinanet", seeds=5))
+
+
 def names(pair: pairs.Pair) -> list[str]:
     return [arm.name for arm in arms_of(pair)]
 
@@ -169,15 +175,15 @@ def test_a_root_that_is_not_there_is_not_the_folder_one_is_in(capsys, tmp_path, 
 
 
 def test_choices_from_before_a_setting_was_there_are_read(tmp_path):
-    (tmp_path / "solo").mkdir()
-    known = json.loads(json.dumps(asdict(pairs.PAIRS["solo"])))
-    choose.write_choices(tmp_path, "solo", {"protocol": choose.PROTOCOL, "pair": known | {"teacher_decay": 0.4}})
+    (tmp_path / "retinanet").mkdir()
+    known = json.loads(json.dumps(asdict(pairs.PAIRS["retinanet"])))
+    choose.write_choices(tmp_path, "retinanet", {"protocol": choose.PROTOCOL, "pair": known | {"teacher_decay": 0.4}})
     with pytest.raises(UserError, match="made with another teacher_decay"):
-        choose.read_choices(tmp_path, "solo")
+        choose.read_choices(tmp_path, "retinanet")
     del known["teacher_decay"]
     known["seeds"] = 99  # which no choice depends on
-    choose.write_choices(tmp_path, "solo", {"protocol": choose.PROTOCOL, "pair": known})
-    assert choose.read_choices(tmp_path, "solo") is not None
+    choose.write_choices(tmp_path, "retinanet", {"protocol": choose.PROTOCOL, "pair": known})
+    assert choose.read_choices(tmp_path, "retinanet") is not None
 
 
 class Answers:
@@ -264,9 +270,9 @@ def test_two_pairs_may_have_one_teacher(monkeypatch, tmp_path):
     teachers = [run for run in answers.asked if run.config.student.detector == pair.teacher]
     owner = pairs.PAIRS[pair.teacher_of]
     first = owner.teacher_epochs
-    assert choices["teacher"]["folder"] == f"faster_rcnn/teacher/{first}-epochs"
+    assert choices["teacher"]["folder"] == f"{pair.teacher_of}/teacher/{first}-epochs"
     for run, epochs in zip(teachers, (first, 2 * first), strict=True):
-        assert run.folder == tmp_path / f"faster_rcnn/teacher/{epochs}-epochs"
+        assert run.folder == tmp_path / f"{pair.teacher_of}/teacher/{epochs}-epochs"
         assert run.config == teacher_config(owner, tmp_path, epochs=epochs, seed=choose.SEED)
     for pair in pairs.PAIRS.values():
         if pair.teacher_of:
