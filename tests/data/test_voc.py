@@ -7,6 +7,7 @@ import pytest
 import formats
 from formats import CLASSES, pictures
 from mgdet.data import voc
+from mgdet.data.file_names import tails
 from mgdet.data.images import check_images
 from mgdet.data.records import Reason
 from mgdet.data.voc import parse_xml, read_voc
@@ -252,4 +253,4 @@ def test_xml_files_of_another_kind_in_folders_are_none_of_ours(datumaro):
 
 @pytest.mark.parametrize("line", ["C:\\data\\JPEGImages\\a.jpg", "C:/data/JPEGImages/a.jpg", "/data/JPEGImages/a.jpg"])
 def test_a_line_with_the_path_of_another_machine_is_its_last_part(line):
-    assert voc._tails(voc._stem(line)) == ["data/JPEGImages/a", "JPEGImages/a", "a"]
+    assert tails(voc._stem(line)) == ["data/JPEGImages/a", "JPEGImages/a", "a"]

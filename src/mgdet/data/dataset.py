@@ -63,7 +63,7 @@ class DetectionDataset:
             UserError: image files are missing, or no image can be trained on.
         """
         _require_folder(records)
-        self.notes = records.left_out.sentences(f"'{records.source}': left out")
+        self.notes = [*records.notes, *records.left_out.sentences(f"'{records.source}': left out")]
         unknown = without_size(records)
         if len(unknown):
             self.notes.append(

@@ -12,6 +12,7 @@ import numpy as np
 
 from mgdet.config import DataConfig
 from mgdet.data.coco import read_coco
+from mgdet.data.file_names import as_found
 from mgdet.data.folders import Place
 from mgdet.data.layouts import find_places, with_places
 from mgdet.data.records import LeftOut, Records
@@ -106,7 +107,7 @@ def read_places(
         if format_of(root, place) == "yolo":
             records[split] = read_yolo(path, place.images, masks=masks[split], unlabelled=unlabelled)
         else:
-            records[split] = read_coco(path, root / place.images, masks=masks[split])
+            records[split] = as_found(read_coco(path, root / place.images, masks=masks[split]))
     return {split: records[split] for split in places}
 
 
@@ -172,7 +173,7 @@ def _divide(root: Path, place: Place, masks: Mapping[str, bool], share: float, s
             f"data.val_share is {share:g}, but '{read[False].source}' has {len(flags)} images, too few to take some "
             "for validation; name a validation split with --data.val-annotations and --data.val-images"
         )
-    val = replace(take(read[masks["val"]], np.flatnonzero(flags)), left_out=LeftOut())
+    val = replace(take(read[masks["val"]], np.flatnonzero(flags)), left_out=LeftOut(), notes=())
     return {"train": take(read[masks["train"]], np.flatnonzero(~flags)), "val": val}
 
 

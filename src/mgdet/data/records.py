@@ -93,6 +93,7 @@ class Records:
     left_out: what of the file is not in the records, and why.
     has_masks: whether masks were read; an object without one cannot be used where masks are needed.
     annotated: False where the file lists images but no objects at all, as COCO's test files do.
+    notes: how it was understood, where that should be said.
     """
 
     source: str
@@ -114,6 +115,7 @@ class Records:
     left_out: LeftOut
     has_masks: bool = False
     annotated: bool = True
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -304,6 +306,7 @@ class RecordsBuilder:
             left_out=self.left_out,
             has_masks=self.masks,
             annotated=self.annotated,
+            notes=(),
             **columns,
         )
 

@@ -85,7 +85,7 @@ def load(folder: Path) -> Records:
     for name, count, example in rest["left_out"]:
         left_out.add(Reason[name], example, count)
     rest |= {"folder": Path(rest["folder"]), "left_out": left_out}
-    rest |= {name: tuple(rest[name]) for name in ("classes", "category_ids")}
+    rest |= {name: tuple(rest[name]) for name in ("classes", "category_ids", "notes")}
     rest |= {name: _map(folder / f"{name}.npy") for name in _ARRAYS}
     return Records(**rest)
 

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from xml.parsers import expat
 
+from mgdet.data.file_names import tails
 from mgdet.data.image_files import list_images, walk
 from mgdet.data.pictures import is_picture
 from mgdet.data.records import Reason, Records, RecordsBuilder
@@ -143,20 +144,14 @@ def may_be_voc(file: Path) -> bool:
 
 def _xml_of(home: Path, line: str) -> Path:
     """The XML file of a line in a list: a name, perhaps with folders, an ending or a mark after it."""
-    whole, first = (_tails(_stem(text)) for text in (line, line.split(maxsplit=1)[0]))
-    for tails in (whole, first):
+    whole, first = (tails(_stem(text)) for text in (line, line.split(maxsplit=1)[0]))
+    for ends in (whole, first):
         # A folder that is there is meant, and is not one of the machine that the list is from.
-        here = len(tails) > 1 and _is_folder(home / tails[0].split("/", 1)[0])
-        for tail in tails[:1] if here else tails:
+        here = len(ends) > 1 and _is_folder(home / ends[0].split("/", 1)[0])
+        for tail in ends[:1] if here else ends:
             if _is_file(home / f"{tail}.xml"):
                 return home / f"{tail}.xml"
     return home / f"{first[0]}.xml"
-
-
-def _tails(name: str) -> list[str]:
-    """A name with all of its folders, with fewer of them, and with none; a drive of Windows is none of them."""
-    parts = [part for part in name.split("/") if part not in ("", ".", "..") and part[-1] != ":"] or [""]
-    return ["/".join(parts[i:]) for i in range(len(parts))]
 
 
 def _stem(name: str) -> str:
@@ -231,7 +226,7 @@ def _names(stem: str, written: str) -> list[str]:
 
 def _unlabelled(file: Path, stem: str, listed: _Listed) -> str:
     """The image of a list's line without an XML file."""
-    return next((image for tail in _tails(stem) if (image := listed.find(tail, "", file))), f"{stem}.jpg")
+    return next((image for tail in tails(stem) if (image := listed.find(tail, "", file))), f"{stem}.jpg")
 
 
 def _read_image(file: Path, stem: str, listed: _Listed) -> VocImage:
