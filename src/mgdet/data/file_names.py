@@ -22,7 +22,7 @@ def as_found(records: Records) -> Records:
     longest end names. They stay as they are where the first one is here, where any of them names nothing, or where two
     name the same file.
     """
-    if not len(records) or _is_file(records.folder / records.files[0]):
+    if not len(records) or is_file(records.folder / records.files[0]):
         return records
     found: dict[str, str] = {}
     taken: set[str] = set()
@@ -44,11 +44,12 @@ def as_found(records: Records) -> Records:
 
 def first_tail(folder: Path, written: str) -> str | None:
     """The longest end of a name that is a file in a folder, with slashes; None if there is none."""
-    return next((tail for tail in tails(written.replace("\\", "/")) if _is_file(folder / tail)), None)
+    return next((tail for tail in tails(written.replace("\\", "/")) if is_file(folder / tail)), None)
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Is there a file of this name? False also where no file can have it."""
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):
         return False

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mgdet.data.file_names import first_tail
+from mgdet.data.file_names import first_tail, is_file
 from mgdet.data.voc import XML_FOLDERS, may_be_voc, xml_files
 from mgdet.data.yolo import YAML_SUFFIXES, read_yaml
 from mgdet.errors import UserError
@@ -199,20 +199,13 @@ def images_of(root: Path, annotations: str) -> str:
     candidates = [os.path.normpath(name) for name in candidates]
     names = first_names(path)
     for candidate in candidates:
-        if any(_is_file(root / candidate / name) for name in names):
+        if any(is_file(root / candidate / name) for name in names):
             return candidate
     for candidate in candidates:
         if any(first_tail(root / candidate, name) for name in names):
             return candidate
     # None is there: the folder of that name, so that the reader can say which image is missing from it.
     return next((name for name in candidates if name not in (".", "annotations") and (root / name).is_dir()), "")
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
 
 
 # YOLO: a YAML file that names classes and folders of images.

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from mgdet.data.file_names import is_file
 from mgdet.data.pictures import is_picture
 from mgdet.data.records import Records
 from mgdet.data.segmentation import to_rle
@@ -187,15 +188,15 @@ def _hint(folder: Path, file: str) -> str:
     """Where the file might be instead."""
     slashes = file.replace("\\", "/")
     if slashes != file:
-        found = next((name for name in (slashes, slashes.rsplit("/")[-1]) if _is_file(folder / name)), None)
+        found = next((name for name in (slashes, slashes.rsplit("/")[-1]) if is_file(folder / name)), None)
         return "; the name has the backslashes of Windows, write slashes" + (
             f": did you mean '{found}'" if found else ""
         )
     for other in (folder.parent, *sorted(_folders(folder))):
-        if _is_file(other / file):
+        if is_file(other / file):
             return f"; it is in '{other}', give that folder"
     base = os.path.basename(file)
-    if base != file and _is_file(folder / base):
+    if base != file and is_file(folder / base):
         return f"; did you mean '{folder / base}', without the folder in its name"
     return _other_spelling(folder / file)
 
@@ -208,7 +209,7 @@ def _other_spelling(path: Path) -> str:
         except OSError:
             return ""
         alike = (name for name in names if is_picture(name) and spell(name) == spell(path.name))
-        found = next((name for name in alike if _is_file(path.parent / name)), None)
+        found = next((name for name in alike if is_file(path.parent / name)), None)
         if found is not None:
             same = unicodedata.normalize("NFC", found) == unicodedata.normalize("NFC", path.name)
             how = ", whose letters are composed in another way (Unicode's NFC and NFD)" if same else ""
@@ -231,12 +232,5 @@ def _is_there(path: Path) -> bool:
     """Is there anything of this name? A link that leads nowhere is nothing."""
     try:
         return path.exists()
-    except (OSError, ValueError):
-        return False
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
     except (OSError, ValueError):
         return False

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from xml.parsers import expat
 
-from mgdet.data.file_names import tails
+from mgdet.data.file_names import is_file, tails
 from mgdet.data.image_files import list_images, walk
 from mgdet.data.pictures import is_picture
 from mgdet.data.records import Reason, Records, RecordsBuilder
@@ -85,7 +85,7 @@ def _read_split(annotations: Path, images: Path, unlabelled: bool) -> list[VocIm
         raise UserError(f"there is no folder '{images}' with the images of '{annotations}'")
     listed = _Listed(list_images(images))
     stems = [file.relative_to(home).as_posix()[: -len(file.suffix)] for file in files]
-    if not _is_file(files[0]):  # then none of them is there
+    if not is_file(files[0]):  # then none of them is there
         split = [VocImage(file, _unlabelled(file, stem, listed), 0, 0, [], 0) for file, stem in zip(files, stems)]
     else:
         split = [_read_image(file, stem, listed) for file, stem in zip(files, stems)]
@@ -112,7 +112,7 @@ def _xml_files(annotations: Path, unlabelled: bool) -> tuple[Path, list[Path]]:
         raise UserError(f"there is no folder Annotations for the list '{annotations}'")
     lines = read_bytes(annotations, MAX_LIST_BYTES).decode("utf-8-sig", "replace").splitlines()
     files = [_xml_of(home, line.strip()) for line in lines if line.strip()]
-    missing = [file for file in files if not _is_file(file)]
+    missing = [file for file in files if not is_file(file)]
     if missing and not (unlabelled and len(missing) == len(files)):
         names = ", ".join(f"{file.relative_to(home).as_posix():.80}" for file in missing[:3])
         images = "1 image" if len(missing) == 1 else f"{len(missing):,} images"
@@ -149,7 +149,7 @@ def _xml_of(home: Path, line: str) -> Path:
         # A folder that is there is meant, and is not one of the machine that the list is from.
         here = len(ends) > 1 and _is_folder(home / ends[0].split("/", 1)[0])
         for tail in ends[:1] if here else ends:
-            if _is_file(home / f"{tail}.xml"):
+            if is_file(home / f"{tail}.xml"):
                 return home / f"{tail}.xml"
     return home / f"{first[0]}.xml"
 
@@ -157,13 +157,6 @@ def _xml_of(home: Path, line: str) -> Path:
 def _stem(name: str) -> str:
     name = name.replace("\\", "/")
     return name.rsplit(".", 1)[0] if is_picture(name.rsplit("/", 1)[-1]) or name.lower().endswith(".xml") else name
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
 
 
 def _is_folder(path: Path) -> bool:
@@ -268,7 +261,7 @@ def _pixels(size: ET.Element, side: str) -> int:
 def _records(split: list[VocImage], source: str, folder: Path, classes: list[str], masks: bool) -> Records:
     builder = RecordsBuilder(source, folder, classes, masks=masks)
     label = {name: i for i, name in enumerate(classes)}
-    builder.annotated = _is_file(split[0].xml)
+    builder.annotated = is_file(split[0].xml)
     for image in split:
         index = builder.add_image(image.image, image.height, image.width)
         for i, thing in enumerate(image.objects):
