@@ -21,22 +21,26 @@ from mgdet.files import atomic_write
 STATE_FILE, LOCK_FILE = "state.pth", ".lock"
 LAST_FILE, BEST_FILE = "student_last.pth", "student_best.pth"
 
-FREE_TO_CHANGE = (
+SAME_NUMBERS = (
     "data.root",
     "data.workers",
-    "teacher.weights",
-    "train.accumulate",
-    "train.batch",
     "train.checkpoint_backbone",
     "train.compile",
     "train.eval_every",
     "train.log_every",
     "train.mlflow",
-    "train.patience",
     "train.save_every",
-    "train.stop_after",
     "train.tensorboard",
     "train.wandb",
+)
+"""Settings that do not change what a run computes."""
+FREE_TO_CHANGE = (
+    *SAME_NUMBERS,
+    "teacher.weights",
+    "train.accumulate",
+    "train.batch",
+    "train.patience",
+    "train.stop_after",
 )
 """What a resumed run may set anew. Images per step, steps per epoch, classes and the teacher's hash are checked apart.
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mgdet.config import Config, DataConfig, ModelConfig
 from mgdet.detectors.exported import is_exported
 from mgdet.detectors.foreign import names_library
-from mgdet.engine.checkpoint import CONFIG_FILE, flatten, read_config
+from mgdet.engine.checkpoint import CONFIG_FILE, SAME_NUMBERS, flatten, read_config
 from mgdet.errors import UserError
 from mgdet.evaluate.results import is_results_file
 from mgdet.files import RUN_FILES, fetch, sha256_of
@@ -20,20 +20,8 @@ from mgdet.interop.weights import Checkpoint, read_checkpoint
 from mgdet.models.opened import Opened, open_library
 from mgdet.models.recognise import recognise, recognise_checkpoint
 
-NOT_THE_KIND = (
-    "data.root",
-    "data.workers",
-    "train.checkpoint_backbone",
-    "train.compile",
-    "train.eval_every",
-    "train.log_every",
-    "train.mlflow",
-    "train.save_every",
-    "train.seed",
-    "train.tensorboard",
-    "train.wandb",
-)
-"""Settings in which runs of one kind may differ: the seed, and what changes no number."""
+NOT_THE_KIND = (*SAME_NUMBERS, "train.seed")
+"""Settings in which runs of one kind may differ."""
 SAME_IMAGES = ("val_annotations", "val_images", "val_share", "split_seed")
 """Settings of the data that say which images a run was evaluated on, and so did not train on."""
 LONGEST_DIFFERENCE = 2
