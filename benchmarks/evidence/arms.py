@@ -35,7 +35,7 @@ class Arm:
     name: its folder.
     method: a section of the config; empty for none.
     inherit: starts with the teacher's neck and head.
-    settings: what else it changes, by dotted name.
+    settings: what else it changes, by dotted name; what follows the first goes with it.
     length: how many times as long it trains.
     teacher_images: sees the teacher's images, in as many steps.
     """
@@ -58,7 +58,7 @@ class Arm:
         title = TITLES.get(self.method, self.method) or ("" if self.inherit else "alone")
         title += (", inherits" if title else "inherits only") if self.inherit else ""
         title += (", twice as long" if self.length == 2 else "") + (", teacher's images" if self.teacher_images else "")
-        return title + "".join(f", {name} {value:g}" for name, value in self.settings)
+        return title + "".join(f", {name} {value:g}" for name, value in self.settings[:1])
 
     @property
     def base(self) -> Arm:
@@ -98,10 +98,9 @@ def sweep_arms(pair: Pair, chosen: float) -> list[Arm]:
     for sweep in sweeps_of(pair):
         for value in sweep.values:
             setting = value * own[sweep.setting] if sweep.relative else value
-            if setting != own[sweep.setting]:
-                result.append(
-                    replace(SWEPT, name=f"{SWEPT.name}.{sweep.name}-{value:g}", settings=((sweep.setting, setting),))
-                )
+            if setting != own.get(sweep.setting):
+                settings = [(sweep.setting, setting)] + [(sweep.instead, 0.0)] * bool(sweep.instead)
+                result.append(replace(SWEPT, name=f"{SWEPT.name}.{sweep.name}-{value:g}", settings=tuple(settings)))
     return result
 
 

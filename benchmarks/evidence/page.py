@@ -17,7 +17,7 @@ from evidence.choose import GAIN, own_searches
 from evidence.differences import Row
 from evidence.measure import Measured
 from evidence.pairs import DECAY, Pair, Shapes, sweeps_of
-from evidence.runs import Planned, command, sessions
+from evidence.runs import Planned, command, gradient_share, sessions
 from evidence.words import METRIC_NAMES, percent, signed
 from mgdet.config import ModelConfig
 from mgdet.models import detector_from
@@ -155,6 +155,7 @@ class Page:
             "seeds",
             *(f"minus {arm.title}" for arm in self._compared),
             "gap closed",
+            "share",
             "search runs",
         ]
         header += ["images/s", "minutes"]
@@ -163,7 +164,7 @@ class Page:
             stats, finished = self.teacher.scores[metric], self.teacher.finished
             tried = str(len(self.choices["teacher"]["tried"]))
             own = ["teacher", percent(stats["AP"]), "", percent(stats["AP50"]), percent(stats["AP75"])]
-            own += ["1", *[""] * len(self._compared), "", tried]
+            own += ["1", *[""] * len(self._compared), "", "", tried]
             lines.append([*own, f"{finished.images_per_second:.1f}", f"{finished.seconds / 60:.0f}"])
         lines += [self._arm(row, metric) for row in self.rows]
         note = (
@@ -172,8 +173,10 @@ class Page:
             "focal and global distillation (arXiv 2111.11837).\n\n"
             "AP in percent, mean and standard deviation over seeds. Differences are means over the seeds that both "
             "arms have, with the number of seeds in which the arm is above and a 95 % interval, from resampling the "
-            "test images (the same for both arms) and from the differences of the seeds, with Student's t. Search "
-            "runs: all that the arm's settings were chosen from; a method's include those of the arm that starts as it "
+            "test images (the same for both arms) and from the differences of the seeds, with Student's t. Share: how "
+            "long the method's gradient is on the student's maps, in lengths of that of the detector's own losses "
+            "there, the mean over the steps that the log has. Search runs: all that the arm's settings were chosen "
+            "from; a method's include those of the arm that starts as it "
             "does, those of the student alone include the search for the length, which all arms use. Images/s and "
             "minutes are those of training one run while the machine also did other work: do not compare arms by them."
         )
@@ -203,6 +206,7 @@ class Page:
             str(len(row.whole)) if len(row.whole) == len(row.runs) else f"{len(row.whole)} of {len(row.runs)}",
             *(shown(arm.name) for arm in self._compared),
             "" if gap is None else f"{gap:.0%}".replace("%", " %").replace("-", words.MINUS),
+            _share(row),
             str(len({tried["folder"] for own in searches for tried in own["tried"]})),
             f"{sum(speeds) / len(speeds):.1f}" if speeds else "",
             f"{sum(minutes) / len(minutes):.0f}" if minutes else "",
@@ -225,10 +229,17 @@ class Page:
         metric = self.pair.metrics[0]
         rows = ([self.base] if self.base is not None else []) + self.sweeps
         lines = [
-            [row.arm.title, percent(row.mean(metric)), percent(row.deviation(metric)), str(len(row.whole))]
+            [
+                row.arm.title,
+                percent(statistics.fmean(run.finished.ap for run in row.whole) if row.whole else None),
+                percent(row.mean(metric)),
+                percent(row.deviation(metric)),
+                str(len(row.whole)),
+                _share(row),
+            ]
             for row in rows
         ]
-        return _table(["", f"test {METRIC_NAMES[metric]}", "sd", "seeds"], lines)
+        return _table(["", "val AP", f"test {METRIC_NAMES[metric]}", "sd", "seeds", "share"], lines)
 
     def _runs(self) -> str:
         metrics = self.pair.metrics
@@ -261,7 +272,10 @@ class Page:
         for name, own in choices["arms"].items():
             for search in own_searches(own):
                 what = words.setting_of(search, self.pair.strength)
-                lines.append([f"{name}: {what}{_given(own, search['what'])}", *_tried(search, "value")])
+                chosen, tried = _tried(search, "value")
+                if search["what"] == "strength":
+                    tried += f" (share {', '.join(self._shares(search, name.partition('-')[0]))})"
+                lines.append([f"{name}: {what}{_given(own, search['what'])}", chosen, tried])
         precision = self.pair.amp if self.pair.amp != "off" else "float32"
         note = (
             f"AP on the validation images in {precision}, one run each, with seed {choices['seed']}, which is not "
@@ -272,6 +286,10 @@ class Page:
             f"is the better of the last two, of at most {self.pair.teacher_longest}x."
         )
         return f"{_table(['search', 'chosen', 'tried: AP'], lines)}\n\n{note}"
+
+    def _shares(self, search: dict[str, Any], method: str) -> list[str]:
+        """How strong a method was at each value of a search."""
+        return [_short(gradient_share(self.root / own["folder"], method)) for own in search["tried"]]
 
     def _luck(self) -> str:
         """How far runs differ that differ in their seed alone."""
@@ -310,6 +328,17 @@ def _kinds(noted: Iterable[dict[str, Any]], *names: str) -> str:
         ", ".join(f"{own[name]}" if name == "machine" else f"{name} {own[name]}" for name in names) for own in noted
     )
     return "; ".join(found) or "unknown"
+
+
+def _share(row: Row) -> str:
+    """How strong the method of an arm was, over its runs."""
+    found = [gradient_share(run.folder, row.arm.method) for run in row.whole] if row.arm.method else []
+    known = [value for value in found if value is not None]
+    return _short(statistics.fmean(known)) if known else ""
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}" if value >= 10 else f"{value:.2g}"
 
 
 def _given(chosen: dict[str, Any], what: str) -> str:

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -117,6 +118,14 @@ def _finished(folder: Path) -> Finished:
             seconds += (line["step"] - step) * per_step / line["images_per_second"]
             step = line["step"]
     return Finished(val, sha256_of(folder / LAST_FILE), round(seconds, 1), round(last * per_step / seconds, 2))
+
+
+def gradient_share(folder: Path, method: str) -> float | None:
+    """The gradient of a method on the student's maps, in lengths of that of the detector's own losses there: the mean
+    over what the run's log has. None where it has none."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = [line[f"share_{method}"] for line in lines if f"share_{method}" in line]
+    return statistics.fmean(found) if found else None
 
 
 @contextmanager

@@ -157,16 +157,12 @@ def of_sweeps(rows: Sequence[Row], base: Row | None, sweeps: Sequence[Sweep], va
         rows: the swept arms.
         base: the arm that they change.
         sweeps: what was swept.
-        values: what the base arm has for each setting.
+        values: what the base arm has for each setting; without one it is no point of a sweep.
     """
     sentences = []
     for sweep in sweeps:
-        points = {
-            dict(row.arm.settings)[sweep.setting]: row
-            for row in rows
-            if sweep.setting in dict(row.arm.settings) and row.whole
-        }
-        if base is not None and base.whole:
+        points = {row.arm.settings[0][1]: row for row in rows if row.arm.settings[0][0] == sweep.setting and row.whole}
+        if base is not None and base.whole and sweep.setting in values:
             points[values[sweep.setting]] = base
         if len(points) < 2:
             continue
