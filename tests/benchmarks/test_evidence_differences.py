@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from evidence.arms import ALONE, INHERITS, LABELS, SAME, START, TWICE, Arm
 from evidence.differences import RESAMPLING, Difference, Row, compared_with, evaluator, fill
 from evidence.measure import Measured
 from evidence.pairs import Pair, sweeps_of
-from evidence.runs import Finished
+from evidence.runs import Finished, gradient_share
 from mgdet.report.intervals import image_errors
 
 NUM_IMAGES, NUM_CLASSES = 40, 2
@@ -245,3 +246,26 @@ def test_sweeps_name_the_best_and_the_worst_value(truth):
         "mgd.mask_ratio: on the validation images best at 0.45 with AP 90.0, worst at 0.25 with 30.0. Seeds differ by "
         "28.3 (standard deviation)."
     )
+
+
+def test_a_weight_is_no_point_of_a_sweep_of_shares(truth):
+    swept = [
+        Row(
+            Arm(f"mgd-inherits.share-{value}", "mgd", True, (("mgd.share", value), ("mgd.weight", 0.0))),
+            [measured(truth, share, 0)],
+        )
+        for value, share in {0.3: 0.5, 1.0: 0.7}.items()
+    ]
+    assert swept[0].arm.title == "MGD, inherits, mgd.share 0.3", "that the weight is 0 then need not be said"
+    (base,) = rows_of(truth, {MGD: 0.9}, seeds=1)
+    (sentence,) = words.of_sweeps(
+        swept, base, sweeps_of(Pair(teacher="a", student="a")), {"mgd.mask_ratio": 0.65, "mgd.weight": 1e-5}
+    )
+    assert sentence.startswith("mgd.share: on the validation images best at 1 with AP 70.0, worst at 0.3 with 50.0.")
+
+
+def test_the_share_of_a_run_is_the_mean_of_what_its_log_has(tmp_path):
+    lines = [{"step": 1, "share_mgd": 2.0}, {"step": 1, "kind": "eval"}, {"step": 2, "share_mgd": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert gradient_share(tmp_path, "mgd") == 1.5
+    assert gradient_share(tmp_path, "fgd") is None
