@@ -176,9 +176,9 @@ class Page:
             "test images (the same for both arms) and from the differences of the seeds, with Student's t. Share: how "
             "long the method's gradient is on the student's maps, in lengths of that of the detector's own losses "
             "there, the mean over the steps that the log has. Search runs: all that the arm's settings were chosen "
-            "from; a method's include those of the arm that starts as it "
-            "does, those of the student alone include the search for the length, which all arms use. Images/s and "
-            "minutes are those of training one run while the machine also did other work: do not compare arms by them."
+            "from; a method's include those of the arm that starts as it does, those of the student alone include the "
+            "search for the length, which all arms use. Images/s and minutes are those of training one run while the "
+            "machine also did other work: do not compare arms by them."
         )
         return f"{_table(header, lines)}\n\n{note}"
 

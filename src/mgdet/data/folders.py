@@ -273,12 +273,13 @@ def _voc_lists(root: Path, home: Path, name: str) -> dict[str, tuple[Place, ...]
 
 def _voc_folders(root: Path, home: Path, name: str) -> dict[str, tuple[Place, ...]]:
     """The splits where each has a folder of its own for its XML files; none where one of them is of no split."""
-    folders = [folder for folder in folders_in(home / name) if _has_xml(folder, inside=True)]
     if _has_xml(home / name):
         return {}
     images = _voc_images(home, name)
     splits: dict[str, list[Place]] = {}
-    for folder in folders:
+    for folder in folders_in(home / name):
+        if not _has_xml(folder, inside=True):
+            continue
         split = next((split for split, words in SPLIT_WORDS.items() if folder.name.lower() in words), None)
         if split is None:
             return {}
