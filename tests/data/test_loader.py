@@ -75,6 +75,11 @@ def test_test_batches_are_in_order(small_data, workers):
     assert batches[0].sizes == [(48, 64)]
 
 
+def assert_ended(worker):
+    worker.join(5)  # a process that was killed takes its time to go on a busy machine
+    assert not worker.is_alive()
+
+
 def test_workers_leave_ctrl_c_to_the_main_process(small_data):
     batches = open_train(small_data, 1)
     next(batches)
@@ -83,8 +88,7 @@ def test_workers_leave_ctrl_c_to_the_main_process(small_data):
     assert len(list(islice(batches, 8))) == 8
     assert worker.is_alive()
     batches.close()
-    worker.join(5)  # a process that was killed takes its time to go on a busy machine
-    assert not worker.is_alive()
+    assert_ended(worker)
 
 
 @pytest.fixture
@@ -114,8 +118,7 @@ def test_a_worker_that_hangs_is_given_up_and_ended(small_data, hanging, monkeypa
     with pytest.raises(Stalled, match="no images came for 0 seconds: a process that reads them hangs"):
         next(batches)
     assert time.monotonic() - started < 5
-    worker.join(5)  # a process that was killed takes its time to go on a busy machine
-    assert not worker.is_alive()
+    assert_ended(worker)
 
 
 def test_a_worker_that_hangs_in_an_evaluation_is_given_up_soon_after_a_request_to_stop(
@@ -139,7 +142,9 @@ def test_a_worker_that_hangs_keeps_nobody_who_leaves(small_data, hanging):
     started = time.monotonic()
     batches.close()
     assert time.monotonic() - started < 5
-    assert len(workers) == 2 and not any(worker.is_alive() for worker in workers)
+    assert len(workers) == 2
+    for worker in workers:
+        assert_ended(worker)
 
 
 def test_a_slow_worker_is_waited_for(small_data, monkeypatch):
