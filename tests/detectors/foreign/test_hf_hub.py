@@ -119,8 +119,10 @@ def test_no_network_is_one_sentence_in_time(hub):
 
 
 def test_a_host_that_never_answers_is_given_up(hub, monkeypatch):
+    asked = threading.Event()
+
     def never(*_, **__):
-        time.sleep(1)
+        asked.wait(60)
         raise OSError
 
     monkeypatch.setattr(hf_hub, "PROBE_SECONDS", 0.2)
@@ -129,7 +131,8 @@ def test_a_host_that_never_answers_is_given_up(hub, monkeypatch):
     start = time.monotonic()
     with pytest.raises(UserError, match=r"no answer in 0.2 s"):
         build(NAME, classes=["a"], weights="pretrained", say=silent)
-    assert time.monotonic() - start < 0.9
+    assert time.monotonic() - start < 30
+    asked.set()
 
 
 def test_offline_mode_asks_nobody(hub, monkeypatch):
