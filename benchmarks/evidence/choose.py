@@ -33,7 +33,7 @@ GAIN = 0.005
 CHOICES_FILE = "choices.json"
 PROTOCOL = 2
 """Of the rules above. By the first, a method had a decay of its own, `DECAY`, and lengths were tried with it."""
-NEWER = {"teacher_decay": DECAY}
+NEWER = {"teacher_decay": DECAY, "choices_of": ""}
 """What settings were before pairs had them."""
 LATER = ("note", "seeds", "sweep_seeds")
 """Settings of a pair that no choice depends on."""
@@ -83,6 +83,8 @@ def choose(pair: Pair, root: Path, name: str) -> dict[str, Any]:
     Raises:
         Missing: runs are to be done first.
     """
+    if pair.choices_of:
+        return {**choose(PAIRS[pair.choices_of], root, pair.choices_of), "pair": asdict(pair)}
     folder = root / name
     # The student's runs come first: they are short, and say how long all that follows will take.
     (alone, length), teacher = _together(
@@ -166,9 +168,6 @@ def _together(*questions: Callable[[], Any]) -> list[Any]:
 
 
 def _teacher(pair: Pair, root: Path, name: str) -> dict[str, Any]:
-    if pair.teacher_of:
-        name, pair = pair.teacher_of, PAIRS[pair.teacher_of]
-
     def run(epochs: int) -> Planned:
         config = teacher_config(pair, root, epochs=epochs, seed=SEED)
         return Planned(root / name / "teacher" / f"{epochs}-epochs", config)

@@ -250,7 +250,7 @@ def reported(options: argparse.Namespace, name: str, choices: dict[str, Any]) ->
 
 
 def _teacher(pair: Pair, root: Path, choices: dict[str, Any]) -> Planned:
-    own, chosen = PAIRS.get(pair.teacher_of, pair), choices["teacher"]
+    own, chosen = PAIRS.get(pair.choices_of, pair), choices["teacher"]
     return Planned(root / chosen["folder"], teacher_config(own, root, epochs=chosen["epochs"], seed=choices["seed"]))
 
 

@@ -97,15 +97,18 @@ class Page:
         return (
             f"{pair.teacher} with {pair.teacher_backbone} ({self._size(teacher)}) teaches {pair.student} with "
             f"{pair.student_backbone} ({self._size(student)}), {pair.channels} channels. {self._start()} {what}. "
-            f"{self._more()}Lengths, rates, decays and strengths were chosen on the validation images; all other "
-            "settings were set by hand, some after earlier runs on the same validation images. All arms share seeds, "
-            f"order of images, batch {pair.batch} and precision {precision}, and all but the one that is twice as long "
-            f"train for {self.choices['length']['epochs']} epochs{self._steps()}. Each has the rate and decay that its "
-            "search chose."
-            f"{shared} A score is that of the last student of a run, in float32. There is one teacher and one set of "
+            f"{self._more()}Lengths, rates, decays and strengths were chosen on the validation images{self._whose()}; "
+            "all other settings were set by hand, some after earlier runs on the same validation images. All arms "
+            f"share seeds, order of images, batch {pair.batch} and precision {precision}, and all but the one that is "
+            f"twice as long train for {self.choices['length']['epochs']} epochs{self._steps()}. Each has the "
+            f"rate and decay that its search chose.{shared} A score is that of the last student of a run, in float32. There is one teacher and one set of "
             "backbones; what another of them would change is in no interval."
             + (f"\n\n{pair.note}" if pair.note else "")
         )
+
+    def _whose(self) -> str:
+        """Another pair whose choices these are."""
+        return f" for the students of {self.pair.choices_of}" if self.pair.choices_of else ""
 
     def _size(self, model: ModelConfig) -> str:
         """Parameters of a detector."""
@@ -278,10 +281,10 @@ class Page:
                 lines.append([f"{name}: {what}{_given(own, search['what'])}", chosen, tried])
         precision = self.pair.amp if self.pair.amp != "off" else "float32"
         note = (
-            f"AP on the validation images in {precision}, one run each, with seed {choices['seed']}, which is not "
-            f"reported.{self._luck()} Rates, decays and strengths are those that are best at 1x, {self.pair.epochs} "
-            "epochs; at the length that is reported other values may be better, for each arm by another amount. A "
-            "method takes rate and decay of the arm that starts as it does. A length is the shortest from "
+            f"AP on the validation images in {precision}{self._whose()}, one run each, with seed {choices['seed']}, "
+            f"which is not reported.{self._luck()} Rates, decays and strengths are those that are best at 1x, "
+            f"{self.pair.epochs} epochs; at the length that is reported other values may be better, for each arm by another "
+            "amount. A method takes rate and decay of the arm that starts as it does. A length is the shortest from "
             f"which twice as long gains at most {100 * GAIN:g} AP, or {self.pair.longest}x, if none does; the teacher "
             f"is the better of the last two, of at most {self.pair.teacher_longest}x."
         )

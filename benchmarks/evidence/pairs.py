@@ -64,7 +64,8 @@ class Pair:
     """A teacher and a student, everything that all arms share, and what is searched.
 
     teacher, student: detectors of this package.
-    teacher_of: the pair that trains the teacher, which has to be the same one on the same images; empty for this one.
+    choices_of: the pair whose teacher, lengths, rates, decays and strengths are taken, so that nothing is searched for
+        this one; it has the same teacher and images. Empty for choices of its own.
     images: what they see.
     teacher_num_train: how many images the teacher is trained on, of which the students' are the first, as where a
         teacher has seen more than its students get; 0: the students' images.
@@ -93,7 +94,7 @@ class Pair:
 
     teacher: str
     student: str
-    teacher_of: str = ""
+    choices_of: str = ""
     images: Shapes | Bccd = Shapes()
     teacher_num_train: int = 0
     note: str = ""
@@ -212,13 +213,12 @@ PAIRS: dict[str, Pair] = {
     "mask_rcnn": replace(
         CASCADE,
         student="mask_rcnn",
-        teacher_of="faster_rcnn_short",
+        choices_of="faster_rcnn_short",
         metrics=("bbox", "segm"),
         longest=2,
         sweep_seeds=1,
-        note="Which values are searched, how long schedules may be and what the teacher sees are those of a Faster "
-        "R-CNN with the same teacher (faster_rcnn_short), where they were set after rounds on the same training and "
-        "validation images.",
+        note="Nothing is searched for this pair, for any arm: it has the teacher, the images and all choices of a "
+        "Faster R-CNN (faster_rcnn_short), which is this student without its masks.",
     ),
     "reppoints": replace(
         ONE_STAGE,

@@ -45,11 +45,13 @@ def of_lead(lead: float, what: str) -> str:
 def of_teacher(teacher: Measured | None, rows: Sequence[Row], choices: dict[str, Any], metric: str) -> list[str]:
     """Whether the teacher is far enough above the student alone, and both were trained to their plateaus."""
     sentences = []
+    whose = choices["pair"].get("choices_of", "")
+    other = f" of {whose}" if whose else ""
     alone = next((row.mean(metric) for row in rows if row.arm == ALONE), None)
     twice = next((found for row in rows if row.arm == TWICE for found in row.differences.get(metric, [])), None)
     if teacher is not None and teacher.scores and alone is not None:
         sentences.append(of_lead(teacher.scores[metric]["AP"] - alone, METRIC_NAMES[metric]))
-    for who, own in (("teacher", choices["teacher"]), ("student alone", choices["length"])):
+    for who, own in (("teacher", choices["teacher"]), (f"student alone{other}", choices["length"])):
         if not own["plateau"]:
             before, last = own["tried"][-2:]
             sentences.append(
@@ -64,8 +66,8 @@ def of_teacher(teacher: Measured | None, rows: Sequence[Row], choices: dict[str,
         )
     if edges := of_edges(choices):
         sentences.append(
-            f"The best value lay at the edge of its search: {', '.join(edges)}. A wider search might find a better "
-            "one, also where no difference is shown."
+            f"The best value lay at the edge of its search{other}: {', '.join(edges)}. A wider search might find a "
+            "better one, also where no difference is shown."
         )
     return sentences
 

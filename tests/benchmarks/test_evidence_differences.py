@@ -131,7 +131,7 @@ def test_an_interval_tells_its_bounds_from_zero(low, high, text):
 def test_a_student_that_gains_from_twice_the_length_is_not_at_its_plateau(truth):
     rows = rows_of(truth, {ALONE: 0.2, TWICE: 0.8}, seeds=3)
     fill(rows, None, truth, ["bbox"])
-    choices = {"teacher": {"plateau": True}, "length": {"plateau": True}, "arms": {}}
+    choices = {"pair": {}, "teacher": {"plateau": True}, "length": {"plateau": True}, "arms": {}}
     (sentence,) = words.of_teacher(None, rows, choices, "bbox")
     assert sentence.startswith("The student alone was not at its plateau with these seeds: twice as long is worth +")
 

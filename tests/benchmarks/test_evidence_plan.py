@@ -263,24 +263,28 @@ def test_a_schedule_that_never_stops_gaining_is_said_to(monkeypatch, tmp_path):
     assert not choices["teacher"]["plateau"]
 
 
-def test_two_pairs_may_have_one_teacher(monkeypatch, tmp_path):
+def test_a_pair_may_take_all_choices_of_another(monkeypatch, tmp_path):
     pair = pairs.PAIRS["mask_rcnn"]
-    answers = Answers(monkeypatch, tmp_path, pair, lambda config: 0.5)
+    owner = pairs.PAIRS[pair.choices_of]
+    answers = Answers(monkeypatch, tmp_path, pair, lambda config: 0.5 + config.optimizer.lr)
     choices = answers.choose()
-    teachers = [run for run in answers.asked if run.config.student.detector == pair.teacher]
-    owner = pairs.PAIRS[pair.teacher_of]
-    first = owner.teacher_epochs
-    assert choices["teacher"]["folder"] == f"{pair.teacher_of}/teacher/{first}-epochs"
-    for run, epochs in zip(teachers, (first, 2 * first), strict=True):
-        assert run.folder == tmp_path / f"{pair.teacher_of}/teacher/{epochs}-epochs"
-        assert run.config == teacher_config(owner, tmp_path, epochs=epochs, seed=choose.SEED)
+    assert {run.folder.relative_to(tmp_path).parts[0] for run in answers.asked} == {pair.choices_of}
+    assert choices["arms"] == choose.choose(owner, tmp_path, pair.choices_of)["arms"]
+    assert choices["pair"]["choices_of"] == pair.choices_of
+    run = commands.planned(pair, tmp_path, "mask_rcnn", ALONE, choices, 0)
+    assert run.config.optimizer.lr == choices["arms"]["alone"]["rate"] == max(owner.rates)
+
+
+def test_a_pair_that_takes_the_choices_of_another_has_its_teacher_and_images(tmp_path):
     for pair in pairs.PAIRS.values():
-        if pair.teacher_of:
+        if pair.choices_of:
+            owner = pairs.PAIRS[pair.choices_of]
             own, other = (
-                replace(teacher_config(each, tmp_path, epochs=8, seed=0), train=TrainConfig())
-                for each in (pair, pairs.PAIRS[pair.teacher_of])
+                replace(teacher_config(each, tmp_path, epochs=8, seed=0), train=TrainConfig()) for each in (pair, owner)
             )
             assert own == other, "they differ in what is measured alone"
+            assert (pair.images, pair.mask_ratio, pair.fgd) == (owner.images, owner.mask_ratio, owner.fgd)
+            assert {*names(pair)} <= {*names(owner)}
 
 
 def test_a_run_that_broke_off_is_never_chosen(monkeypatch, tmp_path):
