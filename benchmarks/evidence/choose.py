@@ -74,6 +74,7 @@ def read_choices(root: Path, name: str) -> dict[str, Any] | None:
 def write_choices(root: Path, name: str, choices: dict[str, Any]) -> None:
     """Writes the choices of a pair."""
     text = json.dumps(choices, indent=1)
+    (root / name).mkdir(exist_ok=True)
     atomic_write(root / name / CHOICES_FILE, lambda file: file.write(text.encode()))
 
 

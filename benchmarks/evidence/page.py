@@ -101,7 +101,8 @@ class Page:
             "all other settings were set by hand, some after earlier runs on the same validation images. All arms "
             f"share seeds, order of images, batch {pair.batch} and precision {precision}, and all but the one that is "
             f"twice as long train for {self.choices['length']['epochs']} epochs{self._steps()}. Each has the "
-            f"rate and decay that its search chose.{shared} A score is that of the last student of a run, in float32. There is one teacher and one set of "
+            f"rate and decay that its search chose.{shared} "
+            "A score is that of the last student of a run, in float32. There is one teacher and one set of "
             "backbones; what another of them would change is in no interval."
             + (f"\n\n{pair.note}" if pair.note else "")
         )
@@ -283,10 +284,10 @@ class Page:
         note = (
             f"AP on the validation images in {precision}{self._whose()}, one run each, with seed {choices['seed']}, "
             f"which is not reported.{self._luck()} Rates, decays and strengths are those that are best at 1x, "
-            f"{self.pair.epochs} epochs; at the length that is reported other values may be better, for each arm by another "
-            "amount. A method takes rate and decay of the arm that starts as it does. A length is the shortest from "
-            f"which twice as long gains at most {100 * GAIN:g} AP, or {self.pair.longest}x, if none does; the teacher "
-            f"is the better of the last two, of at most {self.pair.teacher_longest}x."
+            f"{self.pair.epochs} epochs; at the length that is reported other values may be better, for each arm by "
+            "another amount. A method takes rate and decay of the arm that starts as it does. A length is the "
+            f"shortest from which twice as long gains at most {100 * GAIN:g} AP, or {self.pair.longest}x, if none "
+            f"does; the teacher is the better of the last two, of at most {self.pair.teacher_longest}x."
         )
         return f"{_table(['search', 'chosen', 'tried: AP'], lines)}\n\n{note}"
 

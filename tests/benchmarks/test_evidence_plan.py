@@ -270,7 +270,8 @@ def test_a_pair_may_take_all_choices_of_another(monkeypatch, tmp_path):
     choices = answers.choose()
     assert {run.folder.relative_to(tmp_path).parts[0] for run in answers.asked} == {pair.choices_of}
     assert choices["arms"] == choose.choose(owner, tmp_path, pair.choices_of)["arms"]
-    assert choices["pair"]["choices_of"] == pair.choices_of
+    choose.write_choices(tmp_path, "mask_rcnn", choices)
+    assert choose.read_choices(tmp_path, "mask_rcnn")["pair"]["choices_of"] == pair.choices_of
     run = commands.planned(pair, tmp_path, "mask_rcnn", ALONE, choices, 0)
     assert run.config.optimizer.lr == choices["arms"]["alone"]["rate"] == max(owner.rates)
 
