@@ -270,6 +270,7 @@ PAIRS: dict[str, Pair] = {
         teacher_epochs=40,
         teacher_longest=2,
         seeds=5,
+        sweep_seeds=3,
     ),
 }
 
