@@ -8,9 +8,11 @@ import shutil
 import pytest
 import torch
 
+import mgdet
 from mgdet.cli import main
 from mgdet.config import DataConfig
 from mgdet.data.coco import read_coco
+from mgdet.detectors.exported import Exported
 from mgdet.distributed import World
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import evaluate
@@ -19,7 +21,7 @@ from mgdet.report.intervals import Bootstrap
 from mgdet.report.measure import test_checkpoint as measure
 from mgdet.report.numbers import STATS
 from test_any_pair import save_tiny
-from tiny import write_detector
+from tiny import CLASSES, liven, write_detector, write_graph
 
 FEW = Bootstrap(resamples=100)
 
@@ -307,6 +309,47 @@ def test_another_librarys_detector_is_measured_beside_runs(runs, data, tmp_path)
     ]
     with pytest.raises(UserError, match="hold the same"):
         compare([name, f"again={name}"], data=data, bootstrap=FEW)
+
+
+def test_a_graph_is_measured_beside_what_it_was_exported_from(data, shown, tmp_path):
+    pytest.importorskip("onnx")
+    weights = tmp_path / "student.pth"
+    write_detector(weights, seed=3)
+    liven(weights)
+    graph = mgdet.load(str(weights)).export(tmp_path / "student.onnx", images=shown.root / "val")
+    found = compare([str(weights), f"graph={graph}"], data=data, bootstrap=FEW, out=tmp_path / "out")
+    torch_kind, own = found.kinds
+    assert own.name == "graph" and own.runs[0].sha256 != torch_kind.runs[0].sha256
+    assert own.runs[0].scores["bbox"].stats["AP"] == pytest.approx(
+        torch_kind.runs[0].scores["bbox"].stats["AP"], abs=0.02
+    )
+    assert torch_kind.size is not None and own.size is None
+    assert own.speed is not None and own.speed.median > 0
+    assert f"the time of {graph} is that of ONNX Runtime on CPU, in fp32" in found.notes
+    assert "graph" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_graph_sees_images_as_large_as_fits_into_its_size(data, tmp_path, monkeypatch):
+    """Where it is measured and where it is timed."""
+    pytest.importorskip("onnx")
+    write_graph(tmp_path / "nothing.onnx", (96, 128))
+    sizes, place = [], Exported.placed
+    monkeypatch.setattr(Exported, "placed", lambda graph, image: sizes.append(image.shape[:2]) or place(graph, image))
+    found = compare([str(tmp_path / "nothing.onnx")], data=data, bootstrap=FEW)
+    assert found.baseline.speed is not None and len(sizes) > 30, "30 images are measured, then some are timed"
+    assert all(height == 96 or width == 128 for height, width in sizes)
+
+
+def test_a_graph_that_does_not_fit_is_refused(data, tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    graph = tmp_path / "nothing.onnx"
+    write_graph(graph)
+    with pytest.raises(UserError, match="finds only boxes; give --eval bbox"):
+        compare([str(graph)], data=data, metrics=["segm"])
+    monkeypatch.setattr("tiny.CLASSES", CLASSES[:2])
+    write_graph(graph)
+    with pytest.raises(UserError, match="knows 2 classes, the data has 3"):
+        compare([str(graph)], data=data)
 
 
 def test_a_teacher_of_other_classes_is_left_out_with_a_word(runs, data, tmp_path):

@@ -1,5 +1,6 @@
 """What is given to compare: how it is found, named, and grouped by kind."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -12,7 +13,7 @@ from mgdet.engine.checkpoint import write_config
 from mgdet.errors import UserError
 from mgdet.report.sources import check_same_data, data_of, group_sources, open_source, open_teacher, trained_on
 from refusals import refusal
-from tiny import alone, write_detector
+from tiny import alone, write_detector, write_graph
 
 
 @pytest.fixture
@@ -109,9 +110,17 @@ def test_a_checkpoint_that_does_not_say_what_it_is_is_recognised_or_has_a_recipe
         open_source(str(bare), None)
 
 
-def test_an_exported_graph_is_sent_to_its_detections(tmp_path):
-    with pytest.raises(UserError, match=r"s.onnx is an exported graph, .* mgdet test s.onnx --out FILE.json writes"):
-        open_source("s.onnx", None)
+def test_an_exported_graph_says_its_sizes(tmp_path):
+    pytest.importorskip("onnx")
+    file = tmp_path / "s.onnx"
+    write_graph(file, (96, 128))
+    source = open_source(f"small={file}", None)
+    assert (source.name, source.model, source.config, source.sizes.canvas) == ("small", None, None, (96, 128))
+    assert source.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    write_graph(file)
+    assert open_source(str(file), None).sizes.canvas is None
+    with pytest.raises(UserError, match=r"there is no file 'none.onnx'"):
+        open_source("none.onnx", None)
 
 
 def test_what_is_not_there_is_named(tmp_path):

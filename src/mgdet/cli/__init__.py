@@ -21,7 +21,7 @@ usage: mgdet COMMAND ...
   check RECIPE | TEACHER DATA               check a run before it starts: weights, teacher, one step, time
   train RECIPE [--section.field value ...]  train a student, with its teacher or alone (or --config FILE)
   test [RECIPE] CHECKPOINT|RESULTS.json     COCO mAP of a checkpoint, or of any tool's detections
-  compare RUN|CHECKPOINT|RESULTS.json ...   which is better, by how much, and how sure: a page and JSON
+  compare RUN|CHECKPOINT|OUT.onnx ...       which is better, by how much, and how sure: a page and JSON
   transfer IN OUT                           checkpoints to and from MMDetection, or to safetensors
   predict CHECKPOINT IMAGE_OR_FOLDER ...    annotated pictures and one JSON
   export CHECKPOINT OUT.onnx                one ONNX graph, from the image to boxes, compared with torch

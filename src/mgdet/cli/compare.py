@@ -1,4 +1,4 @@
-"""`mgdet compare RUN|CHECKPOINT|RESULTS.json ...`"""
+"""`mgdet compare RUN|CHECKPOINT|OUT.onnx|RESULTS.json ...`"""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ SIZES = ("long_edge", "short_edge", "short_edge_step", "square", "flip")
 class CompareArguments:
     """Measure runs, checkpoints and files of detections on the same images, and write a page that compares them."""
 
-    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN|CHECKPOINT|RESULTS.json...")]
-    """Run folders, checkpoint files or their URLs, SOURCE:NAME of another library, and .json files of detections in
-    COCO's results format. The others are compared with the first; runs that differ only in their seed are grouped.
-    NAME=... names a source."""
+    sources: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN|CHECKPOINT|OUT.onnx|RESULTS.json...")
+    ]
+    """Run folders, checkpoint files or their URLs, exported .onnx files, SOURCE:NAME of another library, and .json
+    files of detections in COCO's results format. The others are compared with the first; runs that differ only in
+    their seed are grouped. NAME=... names a source."""
     data: DataConfig = field(default_factory=DataConfig)
     """The images to measure on, by default those of the first run. Sizes come from each source's own config."""
     teacher: str = ""
@@ -42,7 +44,7 @@ class CompareArguments:
 
 
 def run(arguments: list[str]) -> int:
-    """`mgdet compare RUN|CHECKPOINT|RESULTS.json ...`"""
+    """`mgdet compare RUN|CHECKPOINT|OUT.onnx|RESULTS.json ...`"""
     default = CompareArguments(sources=tyro.MISSING)
     for name in SIZES:
         if f"data.{name}" in given_settings(arguments, default):

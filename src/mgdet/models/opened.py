@@ -17,7 +17,7 @@ from mgdet.interop.loading import count_classes
 from mgdet.interop.names import some
 from mgdet.interop.weights import Checkpoint, read_checkpoint
 from mgdet.models.agree import check_agrees
-from mgdet.models.detectors import detector_from, foreign_from, load_detector
+from mgdet.models.detectors import check_classes, detector_from, foreign_from, load_detector
 from mgdet.models.recognise import recognise, recognise_checkpoint
 
 
@@ -110,9 +110,11 @@ def keep_classes(opened: Opened, classes: Sequence[str]) -> None:
     """Makes a detector of another library find the data's classes alone, which it knows by name.
 
     Raises:
-        UserError: it does not know one of them.
+        UserError: it does not know one of them; or an exported graph has other classes than these.
     """
     detector = opened.detector
+    if isinstance(detector, Exported):
+        return check_classes(detector.path, detector.classes, classes)
     assert isinstance(detector, Foreign)
     places = match_classes(opened.classes, classes)
     if places is None:

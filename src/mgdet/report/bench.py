@@ -9,6 +9,7 @@ import hotcoco
 import torch
 
 from mgdet.data.dataset import DetectionDataset
+from mgdet.detectors.exported import Exported
 from mgdet.detectors.face import Face
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import CocoScores, coco_scores, evaluator, run_detector
@@ -87,20 +88,24 @@ class Bench:
         Raises:
             UserError: it does not fit the data, or does not find what is to be measured.
         """
-        if source.model is None:
+        if source.sizes is None:
             results = read_results(source.file, self.dataset.records, self.metrics)
             notes = results_notes(source.file, results, self.dataset.records)
             return Entry(source, results=results, line=f"{source.file}: {len(results):,} detections", notes=notes)
-        if "segm" in self.metrics and not has_masks(source.model):
-            raise UserError(f"{source.given} is a {source.model.detector}, which finds only boxes; give --eval bbox")
-        if source.opened is not None:
-            opened, source.opened = source.opened, None
+        if (opened := source.opened) is not None:
+            source.opened = None
+            self._check_masks(source, opened.name, opened.detector.has_masks)
             keep_classes(opened, self.dataset.classes)
-            return Entry(source, opened.detector, line="\n".join(opened.lines))
-        assert source.checkpoint is not None
+            return Entry(source, opened.detector, line="\n".join(opened.lines), notes=_graph_notes(opened.detector))
+        assert source.checkpoint is not None and source.model is not None
+        self._check_masks(source, source.model.detector, has_masks(source.model))
         detector, line = load_detector(source.model, source.checkpoint, self.dataset.classes)
         source.checkpoint = None
         return Entry(source, detector, line=line, notes=list(source.notes))
+
+    def _check_masks(self, source: Source, what: str, masks: bool) -> None:
+        if "segm" in self.metrics and not masks:
+            raise UserError(f"{source.given} is a {what}, which finds only boxes; give --eval bbox")
 
     def measure(self, entry: Entry, progress: Callable[[int, int], None]) -> None:
         """Runs the detector over all images, in float32, and scores what was found.
@@ -117,6 +122,7 @@ class Bench:
                 long_edge=sizes.long_edge,
                 short_edge=sizes.short_edge,
                 square=sizes.square,
+                canvas=sizes.canvas,
                 device=self.device,
                 amp="off",
                 workers=self.workers,
@@ -130,6 +136,16 @@ class Bench:
         for metric, coco in self._cocos.items():
             entry.matched[metric] = evaluator(coco, entry.numbered, metric)
             entry.scores[metric] = coco_scores(entry.matched[metric], self.dataset.records)
+
+
+def _graph_notes(detector: Face) -> list[str]:
+    """What a time of an exported graph is of, beside times of torch."""
+    if not isinstance(detector, Exported):
+        return []
+    return [
+        f"the time of {detector.path} is that of ONNX Runtime on {detector.device_name}, in "
+        f"{detector.origin['precision']}"
+    ]
 
 
 def side_of(entries: Sequence[Entry], metric: str) -> Side:

@@ -13,6 +13,7 @@ from rich.progress import TaskID
 from mgdet.config import Config, DataConfig
 from mgdet.data.dataset import DetectionDataset
 from mgdet.data.open import Splits, open_splits
+from mgdet.detectors.exported import Exported
 from mgdet.distributed import usual_device
 from mgdet.errors import UserError, nearest
 from mgdet.evaluate.coco import METRICS, check_truth
@@ -62,8 +63,9 @@ def compare(
     Runs that differ in nothing but their seed are one kind. The first kind is what the others are compared with.
 
     Args:
-        sources: runs' folders, checkpoint files or their URLs, and .json files of detections in COCO's results format;
-            NAME=... gives one a name, and several of one name are one kind.
+        sources: runs' folders, checkpoint files or their URLs, exported graphs, SOURCE:NAME of another library, and
+            .json files of detections in COCO's results format; NAME=... gives one a name, and several of one name are
+            one kind.
         data: the images to measure on; the sizes of images are those of each source's own config.
         teacher: what taught, as in `sources`; None: what the first distilled run names, if it is here.
         out: a folder for `report.html` and `report.json`; None writes nothing.
@@ -108,7 +110,7 @@ def compare(
     say("\n" + tables(result))
     if out is not None:
         seen = _look(rows, bench)
-        maps = _draw_maps(rows, bench, taught.given if taught is not None and not taught.detections else "")
+        maps = _draw_maps(rows, bench, taught.given if taught is not None and taught.model is not None else "")
         result.notes += [note for each in maps for note in each.notes]
         _write(out, Page(result, seen, maps, bootstrap), say)
     return result
@@ -214,7 +216,8 @@ def _time(rows: Sequence[Row], bench: Bench) -> str:
     detectors = []
     for row in timed:
         assert row.first.detector is not None and row.first.source.sizes is not None
-        row.kind.size = measure_size(row.first.detector, bench.dataset, row.first.source.sizes)
+        if not isinstance(row.first.detector, Exported):
+            row.kind.size = measure_size(row.first.detector, bench.dataset, row.first.source.sizes)
         detectors.append((row.first.detector.to(bench.device), row.first.source.sizes))
     if not timed:
         return ""

@@ -106,7 +106,8 @@ class Kind:
     class_differences: the same for each class, AP alone.
     gap_closed: for each metric, the share of the distance from the baseline to the teacher; absent where there is none.
     errors: for each metric, TIDE's error types: how much AP50 would rise without them, in shares of 1.
-    size, speed: None for files of detections.
+    size: None for exported graphs and files of detections.
+    speed: None for files of detections.
     """
 
     name: str

@@ -17,7 +17,7 @@ from mgdet.errors import UserError
 from mgdet.evaluate.results import is_results_file
 from mgdet.files import RUN_FILES, fetch, sha256_of
 from mgdet.interop.weights import Checkpoint, read_checkpoint
-from mgdet.models.opened import Opened, open_library
+from mgdet.models.opened import Opened, open_detector, open_library
 from mgdet.models.recognise import recognise, recognise_checkpoint
 
 NOT_THE_KIND = (*SAME_NUMBERS, "train.seed")
@@ -33,11 +33,12 @@ Say = Callable[[str], None]
 
 
 class Sizes(NamedTuple):
-    """How images are resized for a detector, as in `DataConfig`."""
+    """How images are resized for a detector, as in `DataConfig`; `canvas` is the (h, w) of an exported graph's."""
 
     long_edge: int
     short_edge: int
     square: int
+    canvas: tuple[int, int] | None = None
 
 
 @dataclass(slots=True)
@@ -50,10 +51,10 @@ class Source:
     name: what the user calls it; empty where nothing was said.
     folder: the folder of the run that the weights are of; None for all else.
     config: of the run that the weights are of; None for all else.
-    model: how to build the detector; None for detections.
+    model: how to build the detector; None for detections and exported graphs.
     sizes: at which images it looks; None for detections.
     checkpoint: the weights, until the detector is built; None for detections and for `opened`.
-    opened: another library's own detector, until it is taken; None for all else.
+    opened: another library's own detector or an exported graph, until it is taken; None for all else.
     notes: what was recognised in a file that does not say what it holds, and why where in doubt.
     """
 
@@ -68,11 +69,6 @@ class Source:
     checkpoint: Checkpoint | None = None
     opened: Opened | None = None
     notes: tuple[str, ...] = ()
-
-    @property
-    def detections(self) -> bool:
-        """Does it hold detections rather than weights?"""
-        return self.model is None
 
     @property
     def identity(self) -> str:
@@ -97,8 +93,8 @@ def open_source(text: str, recipe: Config | None) -> Source:
     """Finds out what the user gave.
 
     Args:
-        text: a run's folder, a checkpoint file or its URL, SOURCE:NAME of another library, or a .json file of
-            detections; NAME=... gives it a name.
+        text: a run's folder, a checkpoint file or its URL, an exported graph, SOURCE:NAME of another library, or a
+            .json file of detections; NAME=... gives it a name.
         recipe: of checkpoints that mgdet did not write; None to recognise what they hold.
 
     Raises:
@@ -114,10 +110,8 @@ def open_source(text: str, recipe: Config | None) -> Source:
         theirs = recognise(given)
         return _library(given, theirs.model, name, open_library(theirs.model, theirs.lines))
     if is_exported(given):
-        raise UserError(
-            f"{given} is an exported graph, of which parameters and GFLOPs cannot be counted; give the detections that "
-            f"mgdet test {given} --out FILE.json writes"
-        )
+        opened, file = open_detector(given), Path(given)
+        return Source(given, file, sha256_of(file), name, sizes=_sizes_of_opened(opened), opened=opened)
     file = fetch(given)
     folder = file.parent if file.name in RUN_FILES and (file.parent / CONFIG_FILE).is_file() else None
     checkpoint = read_checkpoint(file)
@@ -181,12 +175,16 @@ def open_teacher(
 
 
 def _library(given: str, model: ModelConfig, name: str, opened: Opened) -> Source:
-    return Source(given, Path(given), "", name, model=model, sizes=sizes_of(opened.data), opened=opened)
+    return Source(given, Path(given), "", name, model=model, sizes=_sizes_of_opened(opened), opened=opened)
 
 
 def sizes_of(data: DataConfig) -> Sizes:
     """The sizes that a detector is tested at."""
     return Sizes(data.long_edge, data.short_edge[1], data.square)
+
+
+def _sizes_of_opened(opened: Opened) -> Sizes:
+    return sizes_of(opened.data)._replace(canvas=opened.view.canvas)
 
 
 def group_sources(sources: Sequence[Source]) -> list[Group]:

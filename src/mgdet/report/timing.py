@@ -32,7 +32,7 @@ SECONDS = 60.0
 
 def view_of(sizes: Sizes, index: int) -> View:
     """One image of the data set as a detector looks at it."""
-    return View(index, sizes.long_edge, sizes.short_edge, False, sizes.square)
+    return View(index, sizes.long_edge, sizes.short_edge, False, sizes.square, canvas=sizes.canvas)
 
 
 def measure_size(detector: Face, dataset: DetectionDataset, sizes: Sizes) -> Size:
