@@ -105,3 +105,29 @@ def match_classes(known: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...
     if any(place is None for place in found) or len(set(found)) != len(found):
         return None
     return tuple(place for place in found if place is not None)
+
+
+def head_columns(
+    name: str, known: Sequence[str] | None, outputs: int, classes: Sequence[str], *, first: int = 0
+) -> tuple[Sequence[int] | None, str]:
+    """Which outputs of a trained head are the data's classes, None where it has to start at random, and that in words.
+
+    Args:
+        name: of the detector, for people.
+        known: the name of each output; None where nobody knows.
+        outputs: of the head.
+        classes: class names of the data.
+        first: the first output that is a class: 1 where 0 is the background.
+    """
+    wanted = len(classes)
+    columns = match_classes(known, classes) if known is not None else None
+    if columns is not None:
+        return columns, f"{name} knows all {wanted} classes of the data and keeps its head of {outputs} outputs"
+    if known is not None:
+        unknown = [each for each in classes if match_classes(known, (each,)) is None]
+        such = f"'{unknown[0]}'" if unknown else "two names for one class"
+        return None, f"{name} does not know {such}, so its head starts at random, with {first + wanted} outputs"
+    if outputs == first + wanted:
+        note = f"{name}: the file names no classes, so its {wanted} are taken for the data's, in their order"
+        return range(first, outputs), note
+    return None, (f"{name} was trained for {outputs - first} classes, the data has {wanted}: its head starts at random")

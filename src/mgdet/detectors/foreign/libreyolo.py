@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgdet.detectors.foreign.base import match_classes
+from mgdet.detectors.foreign.base import head_columns
 from mgdet.detectors.foreign.libreyolo_detector import LibreYolo, YoloV9, YoloX
 from mgdet.errors import UserError, nearest
 from mgdet.files import fetch
@@ -261,23 +261,11 @@ def _fit_head(trained: LibreYolo, known: Sequence[str] | None, classes: Sequence
         classes: class names of the data.
         say: is told what was decided.
     """
-    name, outputs, wanted = f"libreyolo:{trained.name}", len(trained.names), len(classes)
-    columns = match_classes(known, classes) if known is not None else None
-    if known is None and outputs == wanted:
-        columns = tuple(range(outputs))
-        note = f"{name}: the file names no classes, so its {wanted} are taken for the data's, in their order"
-    elif columns is not None:
-        note = f"{name} knows all {wanted} classes of the data and keeps its head of {outputs} outputs"
-    elif known is None:
-        note = f"{name} was trained for {outputs} classes, the data has {wanted}: its head starts at random"
-    else:
-        unknown = [each for each in classes if match_classes(known, (each,)) is None]
-        such = f"'{unknown[0]}'" if unknown else "two names for one class"
-        note = f"{name} does not know {such}, so its head starts at random, with {wanted} outputs"
+    columns, note = head_columns(f"libreyolo:{trained.name}", known, len(trained.names), classes)
     say(note)
     fitted = trained
     if columns is None:
-        fitted = _detector(trained.name, classes, range(wanted), trained.towers)
+        fitted = _detector(trained.name, classes, range(len(classes)), trained.towers)
         state = {n: value for n, value in trained.state_dict().items() if not CLASS_ENTRIES.match(n)}
         fitted.load_state_dict(state, strict=False)
     else:

@@ -24,7 +24,7 @@ from torchvision.models.detection._utils import retrieve_out_channels
 from torchvision.models.detection.ssdlite import SSDLiteHead, _mobilenet_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
-from mgdet.detectors.foreign.base import PLACEHOLDERS, match_classes
+from mgdet.detectors.foreign.base import PLACEHOLDERS, head_columns
 from mgdet.detectors.foreign.torchvision_detector import NOTE, TorchvisionDetector
 from mgdet.errors import UserError, nearest
 from mgdet.files import HASH_IN_NAME, fetch, sha256_of
@@ -254,25 +254,13 @@ def _fit_head(
     trained.output_names = tuple(known) if known is not None else None
     if classes is None:
         return trained
-    name, wanted = f"torchvision:{trained.name}", len(classes)
-    columns = match_classes(known, classes) if known is not None else None
-    if known is None and trained.outputs == wanted + 1:
-        columns = tuple(range(1, trained.outputs))
-        note = f"{name}: the file names no classes, so its {wanted} are taken for the data's, in their order"
-    elif columns is not None:
-        note = f"{name} knows all {wanted} classes of the data and keeps its head of {trained.outputs} outputs"
-    elif known is None:
-        note = f"{name} was trained for {trained.outputs - 1} classes, the data has {wanted}: its head starts at random"
-    else:
-        unknown = [each for each in classes if match_classes(known, (each,)) is None]
-        such = f"'{unknown[0]}'" if unknown else "two names for one class"
-        note = f"{name} does not know {such}, so its head starts at random, with {wanted + 1} outputs"
+    columns, note = head_columns(f"torchvision:{trained.name}", known, trained.outputs, classes, first=1)
     say(note)
     if columns is not None:
         trained.assign(columns, classes)
         fitted = trained
     else:
-        own = {"outputs": wanted + 1, "columns": range(1, wanted + 1)}
+        own = {"outputs": len(classes) + 1, "columns": range(1, len(classes) + 1)}
         fitted = rebuild(trained.description() | own, classes)
         grown = _class_entries(trained.name, trained.wide_tail)
         state = {entry: value for entry, value in trained.state_dict().items() if entry not in grown}
