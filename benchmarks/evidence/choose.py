@@ -79,7 +79,7 @@ def write_choices(root: Path, name: str, choices: dict[str, Any]) -> None:
 
 
 def choose(pair: Pair, root: Path, name: str) -> dict[str, Any]:
-    """The choices of a pair, each with the runs that made it: folder, what was tried, and AP.
+    """The choices of a pair, its own or another's, each with the runs that made it: folder, what was tried, and AP.
 
     Raises:
         Missing: runs are to be done first.

@@ -121,6 +121,8 @@ def test_an_exported_graph_says_its_sizes(tmp_path):
     assert open_source(str(file), None).sizes.canvas is None
     with pytest.raises(UserError, match=r"there is no file 'none.onnx'"):
         open_source("none.onnx", None)
+    with pytest.raises(UserError, match=r"^https://a.b/s.onnx is an address, .* download it first$"):
+        open_source("https://a.b/s.onnx", None)
 
 
 def test_what_is_not_there_is_named(tmp_path):

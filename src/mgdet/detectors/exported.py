@@ -199,6 +199,8 @@ def load_exported(source: str | Path) -> Exported:
         UserError: see `Exported`; or there is no such file.
     """
     path = Path(source)
+    if "://" in str(source):
+        raise UserError(f"{source} is an address, and an exported graph has to be a file here; download it first")
     if not path.is_file():
         raise UserError(f"there is no file '{path}'")
     return Exported(path, path=path)
