@@ -216,7 +216,7 @@ def _page(options: argparse.Namespace, name: str, choices: dict[str, Any], left:
         return found
 
     main_rows = rows(sweep=False)
-    fill(main_rows, teacher[0] if teacher else None, images.truth, pair.metrics)
+    fill(main_rows, teacher[0] if teacher else None, images.records, pair.metrics)
     return Page(
         name=name,
         pair=pair,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import hotcoco
 
 from evidence.arms import ALONE, INHERITS, LABELS, START, TWICE, Arm
 from evidence.measure import Measured
-from mgdet.report.intervals import Bootstrap, image_errors, reach_of
+from mgdet.data.records import Records
+from mgdet.evaluate.truth import Truth
+from mgdet.report.intervals import Bootstrap, image_errors, matched_sides, reach_of
 
 RESAMPLING = Bootstrap(resamples=1000)
 
@@ -94,13 +93,13 @@ def compared_with(arm: Arm) -> list[Arm]:
     return [ALONE, TWICE, LABELS, *([INHERITS] if arm.inherit and arm != INHERITS else [])]
 
 
-def fill(rows: Sequence[Row], teacher: Measured | None, truth: dict[str, Any], metrics: Sequence[str]) -> None:
+def fill(rows: Sequence[Row], teacher: Measured | None, records: Records, metrics: Sequence[str]) -> None:
     """Works out differences and gaps of all rows."""
     by_arm = {row.arm: row for row in rows}
     for row in rows:
         for metric in metrics:
             others = [by_arm[arm] for arm in compared_with(row.arm) if arm in by_arm]
-            found = (difference(row, other, truth, metric) for other in others)
+            found = (difference(row, other, records, metric) for other in others)
             row.differences[metric] = [one for one in found if one is not None]
             to_alone = next((one for one in row.differences[metric] if one.other == ALONE), None)
             if teacher is not None and teacher.scores and to_alone is not None:
@@ -112,7 +111,7 @@ def fill(rows: Sequence[Row], teacher: Measured | None, truth: dict[str, Any], m
                     row.gap[metric] = to_alone.mean / distance
 
 
-def difference(row: Row, other: Row, truth: dict[str, Any], metric: str) -> Difference | None:
+def difference(row: Row, other: Row, records: Records, metric: str) -> Difference | None:
     """The difference of two arms; None where they share no seed."""
     mine = {run.seed: run for run in row.whole}
     theirs = {run.seed: run for run in other.whole}
@@ -120,45 +119,12 @@ def difference(row: Row, other: Row, truth: dict[str, Any], metric: str) -> Diff
     if not seeds:
         return None
     each = {seed: mine[seed].scores[metric]["AP"] - theirs[seed].scores[metric]["AP"] for seed in seeds}
-    sides = ([own[seed].results for seed in seeds] for own in (theirs, mine))
-    before, after = (evaluator(truth, side, metric) for side in sides)
-    error = image_errors(before, after, RESAMPLING, len(truth["images"]))["AP"]
+    truth = Truth(records)
+    sides = ([truth.results(own[seed].results) for seed in seeds] for own in (theirs, mine))
+    (before, after), _ = matched_sides(records, metric, *sides)
+    error = image_errors(before, after, RESAMPLING, len(records))["AP"]
     values, number = list(each.values()), len(each)
     of_seeds = [(statistics.variance(values) / number, number - 1)] if number > 1 else []
     mean, reach = statistics.fmean(values), reach_of(error, of_seeds)
     lost = any(len(own.whole) < len(own.runs) for own in (row, other))
     return Difference(other.arm, each, mean - reach, mean + reach, lost)
-
-
-def evaluator(truth: dict[str, Any], runs: Sequence[list[dict[str, Any]]], metric: str) -> hotcoco.COCOeval:
-    """The detections of several runs on the same images, as one evaluation whose AP is the mean of theirs.
-
-    Each run has objects and classes of its own, so that AP, a mean over classes, is one over runs, too, and a draw of
-    images is the same for all of them.
-
-    Args:
-        truth: a COCO file with category ids of 1 to K.
-        runs: detections in COCO's results format.
-        metric: "bbox" or "segm".
-    """
-    number, copies = len(truth["categories"]), range(len(runs))
-    annotations = [
-        {**own, "id": own["id"] + copy * len(truth["annotations"]), "category_id": own["category_id"] + copy * number}
-        for copy in copies
-        for own in truth["annotations"]
-    ]
-    categories = [
-        {"id": own["id"] + copy * number, "name": own["name"]} for copy in copies for own in truth["categories"]
-    ]
-    ground = hotcoco.COCO({"images": truth["images"], "categories": categories, "annotations": annotations})
-    dropped = {"bbox"} if metric == "segm" else set()  # with a box its area would count, not the mask's
-    detections = [
-        {name: value for name, value in own.items() if name not in dropped}
-        | {"category_id": own["category_id"] + copy * number}
-        for copy, results in zip(copies, runs)
-        for own in results
-    ]
-    matched = hotcoco.COCOeval(ground, ground.load_res(detections), metric)
-    matched.evaluate()
-    matched.accumulate()
-    return matched

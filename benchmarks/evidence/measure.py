@@ -49,7 +49,6 @@ class TestImages:
     """The test images of a pair.
 
     records: their annotations.
-    truth: the same as a COCO file.
 
     Args:
         pair: the pair.
@@ -64,7 +63,6 @@ class TestImages:
         self._mark = fingerprint(test_root(root, pair.images))
         masks = "segm" in pair.metrics
         self.records: Records = open_splits(self._data, val_masks=masks, required=("val",)).records["val"]
-        self.truth: dict[str, Any] = json.loads((test_root(root, pair.images) / "annotations/val.json").read_text())
 
     def measure(self, runs: Sequence[Planned]) -> list[Measured]:
         """Those of these runs that are finished, in their order."""

@@ -11,18 +11,20 @@ from scipy import stats
 
 from evidence import words
 from evidence.arms import ALONE, INHERITS, LABELS, SAME, START, TWICE, Arm
-from evidence.differences import RESAMPLING, Difference, Row, compared_with, evaluator, fill
+from evidence.differences import RESAMPLING, Difference, Row, compared_with, fill
 from evidence.measure import Measured
 from evidence.pairs import Pair, sweeps_of
 from evidence.runs import Finished, gradient_share
-from mgdet.report.intervals import image_errors
+from mgdet.data.coco import read_coco
+from mgdet.data.records import Records
+from mgdet.report.intervals import image_errors, matched_sides
 
 NUM_IMAGES, NUM_CLASSES = 40, 2
 MGD = Arm("mgd-inherits", "mgd", True)
 
 
 @pytest.fixture(scope="module")
-def truth() -> dict:
+def records(tmp_path_factory) -> Records:
     """One square of each class in every image."""
     images = [{"id": i, "file_name": f"{i}.jpg", "height": 200, "width": 200} for i in range(1, NUM_IMAGES + 1)]
     annotations = [
@@ -41,52 +43,54 @@ def truth() -> dict:
         for label in (1, 2)
     ]
     categories = [{"id": 1, "name": "left"}, {"id": 2, "name": "right"}]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    file = tmp_path_factory.mktemp("records") / "val.json"
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return read_coco(file, file.parent, masks=True)
 
 
-def detections(truth: dict, share: float, seed: int) -> list[dict]:
+def detections(records: Records, share: float, seed: int) -> list[dict]:
     """Finds a share of all objects, exactly, and as many things that are not there."""
     draw = np.random.default_rng(seed)
     found = []
-    for own in truth["annotations"]:
+    for row, (x, y, w, h) in enumerate(records.boxes.tolist()):
         hit = draw.random() < share
-        x, y, w, h = own["bbox"]
         box = [x, y, w, h] if hit else [x, y + 100, w, h]
         polygon = [[x, box[1], x + w, box[1], x + w, box[1] + h, x, box[1] + h]]
-        common = {"image_id": own["image_id"], "category_id": own["category_id"], "score": float(draw.random())}
+        common = {"image_id": row // NUM_CLASSES + 1, "category_id": row % NUM_CLASSES + 1}
+        common["score"] = float(draw.random())
         found.append({**common, "bbox": box, "segmentation": polygon})
     return found
 
 
-def ap_of(truth: dict, runs: list[list[dict]], metric: str) -> dict[str, float]:
+def ap_of(records: Records, runs: list[list[dict]], metric: str) -> dict[str, float]:
     """AP, AP50 and AP75, from (10 IoUs, 101 recalls, K classes, 4 areas, 3 limits)."""
-    matched = evaluator(truth, runs, metric)
+    (matched,), _ = matched_sides(records, metric, runs)
     assert matched.eval is not None
     precision = matched.eval["precision"][..., 0, 2]
     return {"AP": precision.mean(), "AP50": precision[0].mean(), "AP75": precision[5].mean()}
 
 
-def measured(truth: dict, share: float, seed: int, metric: str = "bbox") -> Measured:
-    results = detections(truth, share, seed)
-    scores = {metric: ap_of(truth, [results], metric)}
+def measured(records: Records, share: float, seed: int, metric: str = "bbox") -> Measured:
+    results = detections(records, share, seed)
+    scores = {metric: ap_of(records, [results], metric)}
     return Measured(Path("run"), seed, Finished({"bbox": {"AP": share}}), scores, results)
 
 
 @pytest.mark.parametrize("metric", ["bbox", "segm"])
-def test_several_runs_as_one_have_the_mean_of_their_ap(truth, metric):
-    runs = [measured(truth, share, seed, metric) for seed, share in enumerate((0.3, 0.6, 0.9))]
-    together = ap_of(truth, [run.results for run in runs], metric)["AP"]
+def test_several_runs_as_one_have_the_mean_of_their_ap(records, metric):
+    runs = [measured(records, share, seed, metric) for seed, share in enumerate((0.3, 0.6, 0.9))]
+    together = ap_of(records, [run.results for run in runs], metric)["AP"]
     assert together == pytest.approx(np.mean([run.scores[metric]["AP"] for run in runs]), abs=1e-9)
     assert len({run.scores[metric]["AP"] for run in runs}) == 3
 
 
-def rows_of(truth: dict, shares: dict[Arm, float], seeds: int) -> list[Row]:
-    return [Row(arm, [measured(truth, share, seed) for seed in range(seeds)]) for arm, share in shares.items()]
+def rows_of(records: Records, shares: dict[Arm, float], seeds: int) -> list[Row]:
+    return [Row(arm, [measured(records, share, seed) for seed in range(seeds)]) for arm, share in shares.items()]
 
 
-def test_a_large_difference_is_shown_and_none_is_not(truth):
-    rows = rows_of(truth, {ALONE: 0.2, INHERITS: 0.2, MGD: 0.8}, seeds=3)
-    fill(rows, measured(truth, 1.0, 9), truth, ["bbox"])
+def test_a_large_difference_is_shown_and_none_is_not(records):
+    rows = rows_of(records, {ALONE: 0.2, INHERITS: 0.2, MGD: 0.8}, seeds=3)
+    fill(rows, measured(records, 1.0, 9), records, ["bbox"])
     alone, inherits, mgd = rows
     assert alone.differences["bbox"] == []
     (same,) = inherits.differences["bbox"]
@@ -112,10 +116,10 @@ def test_a_large_difference_is_shown_and_none_is_not(truth):
     assert source.endswith("] above inheriting only.")
 
 
-def test_what_a_method_does_without_inheriting_is_said_beside_it(truth):
+def test_what_a_method_does_without_inheriting_is_said_beside_it(records):
     bare = Arm("mgd", "mgd")
-    rows = rows_of(truth, {ALONE: 0.2, INHERITS: 0.3, bare: 0.5, MGD: 0.8}, seeds=2)
-    fill(rows, None, truth, ["bbox"])
+    rows = rows_of(records, {ALONE: 0.2, INHERITS: 0.3, bare: 0.5, MGD: 0.8}, seeds=2)
+    fill(rows, None, records, ["bbox"])
     (source,) = words.of_methods(rows, "bbox")
     assert f"Without inheriting, MGD gives {words.signed(rows[2].differences['bbox'][0].mean)} [" in source
 
@@ -128,25 +132,25 @@ def test_an_interval_tells_its_bounds_from_zero(low, high, text):
     assert words.interval(Difference(ALONE, {0: low}, low, high, False)) == text
 
 
-def test_a_student_that_gains_from_twice_the_length_is_not_at_its_plateau(truth):
-    rows = rows_of(truth, {ALONE: 0.2, TWICE: 0.8}, seeds=3)
-    fill(rows, None, truth, ["bbox"])
+def test_a_student_that_gains_from_twice_the_length_is_not_at_its_plateau(records):
+    rows = rows_of(records, {ALONE: 0.2, TWICE: 0.8}, seeds=3)
+    fill(rows, None, records, ["bbox"])
     choices = {"pair": {}, "teacher": {"plateau": True}, "length": {"plateau": True}, "arms": {}}
     (sentence,) = words.of_teacher(None, rows, choices, "bbox")
     assert sentence.startswith("The student alone was not at its plateau with these seeds: twice as long is worth +")
 
 
-def test_only_seeds_of_both_arms_are_compared(truth):
-    alone, mgd = rows_of(truth, {ALONE: 0.2, MGD: 0.8}, seeds=3)
+def test_only_seeds_of_both_arms_are_compared(records):
+    alone, mgd = rows_of(records, {ALONE: 0.2, MGD: 0.8}, seeds=3)
     del alone.runs[1]
-    fill([alone, mgd], None, truth, ["bbox"])
+    fill([alone, mgd], None, records, ["bbox"])
     (found,) = mgd.differences["bbox"]
     assert list(found.seeds) == [0, 2]
     assert mgd.gap == {}, "no teacher was measured"
 
 
-def test_a_run_that_broke_off_is_no_zero(truth):
-    (row,) = rows_of(truth, {ALONE: 0.5}, seeds=2)
+def test_a_run_that_broke_off_is_no_zero(records):
+    (row,) = rows_of(records, {ALONE: 0.5}, seeds=2)
     whole = row.mean("bbox")
     row.runs.append(Measured(Path("run"), 2, Finished({}, error="nan"), {}, []))
     assert row.mean("bbox") == whole
@@ -167,27 +171,27 @@ def test_when_a_difference_is_shown(seeds, low, high, lost, shown):
     assert Difference(ALONE, dict(enumerate(seeds)), low, high, lost).shown is shown
 
 
-def test_the_interval_holds_the_images_and_the_paired_seeds(truth):
-    alone, mgd = rows_of(truth, {ALONE: 0.4, MGD: 0.7}, seeds=4)
-    fill([alone, mgd], None, truth, ["bbox"])
+def test_the_interval_holds_the_images_and_the_paired_seeds(records):
+    alone, mgd = rows_of(records, {ALONE: 0.4, MGD: 0.7}, seeds=4)
+    fill([alone, mgd], None, records, ["bbox"])
     (found,) = mgd.differences["bbox"]
     each = [a.scores["bbox"]["AP"] - b.scores["bbox"]["AP"] for a, b in zip(mgd.runs, alone.runs)]
     assert list(found.seeds.values()) == pytest.approx(each)
     seeds_alone = stats.t.ppf(0.975, 3) * np.std(each, ddof=1) / 2
-    before, after = (evaluator(truth, [run.results for run in row.runs], "bbox") for row in (alone, mgd))
+    (before, after), _ = matched_sides(records, "bbox", *([run.results for run in row.runs] for row in (alone, mgd)))
     error = image_errors(before, after, RESAMPLING, NUM_IMAGES)["AP"]
     assert error > 0
     assert found.high - found.mean > max(seeds_alone * 0.6, 1.96 * error)
     assert found.high - found.mean == pytest.approx(found.mean - found.low)
 
 
-def test_where_the_method_adds_nothing_is_said(truth):
-    rows = rows_of(truth, {ALONE: 0.2, INHERITS: 0.8, MGD: 0.5}, seeds=3)
-    fill(rows, None, truth, ["bbox"])
+def test_where_the_method_adds_nothing_is_said(records):
+    rows = rows_of(records, {ALONE: 0.2, INHERITS: 0.8, MGD: 0.5}, seeds=3)
+    fill(rows, None, records, ["bbox"])
     (said,) = words.of_methods(rows, "bbox")
     assert said.endswith("above the student alone, but not shown to be above inheriting only.")
-    rows = rows_of(truth, {ALONE: 0.5, INHERITS: 0.8, MGD: 0.2}, seeds=3)
-    fill(rows, None, truth, ["bbox"])
+    rows = rows_of(records, {ALONE: 0.5, INHERITS: 0.8, MGD: 0.2}, seeds=3)
+    fill(rows, None, records, ["bbox"])
     assert words.of_methods(rows, "bbox")[0].endswith("it is not shown to be above the student alone.")
 
 
@@ -202,8 +206,8 @@ def test_what_an_arm_is_compared_with():
     assert compared_with(MGD) == [ALONE, TWICE, LABELS, INHERITS]
 
 
-def test_a_weak_teacher_and_searches_at_the_edge_are_said(truth):
-    rows = rows_of(truth, {ALONE: 0.8}, seeds=1)
+def test_a_weak_teacher_and_searches_at_the_edge_are_said(records):
+    rows = rows_of(records, {ALONE: 0.8}, seeds=1)
 
     def search(what: str, best: float) -> dict:
         tried = [{"value": value, "AP": 0.5} for value in (0.1, 1.0, 10.0)]
@@ -221,7 +225,7 @@ def test_a_weak_teacher_and_searches_at_the_edge_are_said(truth):
             },
         },
     }
-    text = "\n".join(words.of_teacher(measured(truth, 0.8, 0), rows, choices, "bbox"))
+    text = "\n".join(words.of_teacher(measured(records, 0.8, 0), rows, choices, "bbox"))
     assert "short of the 10 that are required" in text
     assert "The teacher had not reached its plateau: 64 epochs instead of 32 still gained 1.2 AP on the" in text
     assert "The student alone" not in text
@@ -231,14 +235,14 @@ def test_a_weak_teacher_and_searches_at_the_edge_are_said(truth):
     )
 
 
-def test_sweeps_name_the_best_and_the_worst_value(truth):
+def test_sweeps_name_the_best_and_the_worst_value(records):
     shares = {0.25: 0.3, 0.45: 0.9}
     swept = [
-        Row(Arm(f"mgd-inherits.mask-{value}", "mgd", True, (("mgd.mask_ratio", value),)), [measured(truth, share, 0)])
+        Row(Arm(f"mgd-inherits.mask-{value}", "mgd", True, (("mgd.mask_ratio", value),)), [measured(records, share, 0)])
         for value, share in shares.items()
     ]
-    (base,) = rows_of(truth, {MGD: 0.6}, seeds=1)
-    base.runs.append(measured(truth, 1.0, 1))  # a seed that the sweep has not
+    (base,) = rows_of(records, {MGD: 0.6}, seeds=1)
+    base.runs.append(measured(records, 1.0, 1))  # a seed that the sweep has not
     (sentence,) = words.of_sweeps(
         swept, base, sweeps_of(Pair(teacher="a", student="a")), {"mgd.mask_ratio": 0.65, "mgd.weight": 1e-5}
     )
@@ -248,16 +252,16 @@ def test_sweeps_name_the_best_and_the_worst_value(truth):
     )
 
 
-def test_a_weight_is_no_point_of_a_sweep_of_shares(truth):
+def test_a_weight_is_no_point_of_a_sweep_of_shares(records):
     swept = [
         Row(
             Arm(f"mgd-inherits.share-{value}", "mgd", True, (("mgd.share", value), ("mgd.weight", 0.0))),
-            [measured(truth, share, 0)],
+            [measured(records, share, 0)],
         )
         for value, share in {0.3: 0.5, 1.0: 0.7}.items()
     ]
     assert swept[0].arm.title == "MGD, inherits, mgd.share 0.3", "that the weight is 0 then need not be said"
-    (base,) = rows_of(truth, {MGD: 0.9}, seeds=1)
+    (base,) = rows_of(records, {MGD: 0.9}, seeds=1)
     (sentence,) = words.of_sweeps(
         swept, base, sweeps_of(Pair(teacher="a", student="a")), {"mgd.mask_ratio": 0.65, "mgd.weight": 1e-5}
     )

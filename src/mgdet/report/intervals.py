@@ -88,10 +88,7 @@ def differences(
     enough = images_with(records)
     if enough["AP"] < FEWEST_IMAGES:
         return dict.fromkeys(STATS), dict.fromkeys(class_rows(records))
-    copies = math.lcm(len(baseline.results), len(other.results))
-    truth = Truth(records).coco(masks=metric == "segm", copies=copies)
-    number = len(records.classes)
-    before, after = (evaluator(truth, _side_by_side(side, copies, number), metric) for side in (baseline, other))
+    (before, after), copies = matched_sides(records, metric, baseline.results, other.results)
     errors = image_errors(before, after, how, len(records))
     stats: dict[str, Interval | None] = {}
     for name in STATS:
@@ -102,7 +99,7 @@ def differences(
         classes[name] = None
         if enough[label] >= FEWEST_IMAGES:
             for matched in (before, after):
-                matched.params.cat_ids = [label + 1 + copy * number for copy in range(copies)]
+                matched.params.cat_ids = [label + 1 + copy * len(records.classes) for copy in range(copies)]
                 matched.evaluate()
                 matched.accumulate()
             errors = image_errors(before, after, how, len(records))
@@ -127,15 +124,31 @@ def images_with(records: Records) -> dict[str | int, int]:
     return found
 
 
-def _side_by_side(side: Side, copies: int, number: int) -> Results:
-    """The runs as one: each with classes of its own, `number` for each, so that the mean over all is that over runs."""
-    if copies == 1:
-        return side.results[0]
-    return [
-        result | {"category_id": result["category_id"] + copy * number}
-        for copy in range(copies)
-        for result in side.results[copy % len(side.results)]
-    ]
+def matched_sides(records: Records, metric: str, *sides: Sequence[Results]) -> tuple[list[hotcoco.COCOeval], int]:
+    """Each side's runs on the same images as one evaluation, whose AP is the mean of theirs.
+
+    Each copy has objects and classes of its own, so that AP, a mean over classes, is one over runs, too, and a draw of
+    images is the same for all of them.
+
+    Args:
+        records: the data set.
+        metric: "bbox" or "segm".
+        sides: of each the detections of its runs, with the ids of `Truth`.
+
+    Returns:
+        An evaluator for each side, and how many copies there are: class c of K stands in copy i as i * K + c.
+    """
+    copies = math.lcm(*map(len, sides))
+    truth, number = Truth(records).coco(masks=metric == "segm", copies=copies), len(records.classes)
+
+    def together(runs: Sequence[Results]) -> Results:
+        return [
+            result | {"category_id": result["category_id"] + copy * number}
+            for copy in range(copies)
+            for result in runs[copy % len(runs)]
+        ]
+
+    return [evaluator(truth, together(runs), metric) for runs in sides], copies
 
 
 def image_errors(
