@@ -13,6 +13,7 @@ ordinary one of mgdet, and goes on where it stopped. Several processes, and mach
 | `data.py`, `backbones.py` | the three splits, and what backbones know before |
 | `arms.py` | what is compared, and the config of each run |
 | `choose.py` | every choice, made on the validation images alone |
+| `trials.py` | one detector alone, as the settings of pairs were found |
 | `runs.py` | one run as one folder; `work.py` does those that are left |
 | `measure.py` | the test images; only `table` looks at them |
 | `differences.py`, `words.py`, `page.py` | what the runs say, as numbers, sentences and a page |

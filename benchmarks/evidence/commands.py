@@ -1,4 +1,4 @@
-"""The command line: `data`, `tune`, `run`, `plan` and `table`."""
+"""The command line: `data`, `trial`, `tune`, `run`, `plan` and `table`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from evidence.measure import Measured, TestImages
 from evidence.page import Page
 from evidence.pairs import PAIRS, Pair
 from evidence.runs import Planned, finished_of
+from evidence.trials import seeing, trial
 from evidence.work import Asked, Clock, stoppable, work, work_on_one
 from mgdet.errors import TrainingError, UserError, nearest
 from mgdet.files import atomic_write
+from mgdet.report.numbers import percent
 
 TIME_IS_UP = 75
 """Exit code where `--hours` ended before the work did: the same command goes on."""
@@ -83,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     commands = result.add_subparsers(required=True, metavar="COMMAND")
     helps = {
         make: ("data", "make splits and backbones; the other commands do so where they are not there"),
+        try_one: ("trial", "train one detector alone, as the settings of pairs were found, and say its validation AP"),
         tune: ("tune", "train the teacher, and make every choice on the validation images"),
         run: ("run", "train every arm, seed 0 of all arms first"),
         plan: ("plan", "say what is done and what is left"),
@@ -101,7 +104,14 @@ def parser() -> argparse.ArgumentParser:
         )
         own.add_argument("--threads", type=int, default=1, help="of torch")
         own.add_argument("--bccd", type=Path, help="folder of BCCD, for the pairs of that name")
-        if function in (tune, run):
+        if function is try_one:
+            own.add_argument("--of", choices=("teacher", "student"), required=True, help="which of the two detectors")
+            own.add_argument("--epochs", type=int, required=True, help="its schedule")
+            own.add_argument("--rate", type=float, required=True, help="learning rate for 16 images per step")
+            own.add_argument("--decay", type=float, required=True, help="weight decay")
+            own.add_argument("--num-train", type=int, help="training images; else as many as the student's")
+            own.add_argument("--smallest", type=float, help="area no object is drawn smaller than; else the pair's")
+        if function in (try_one, tune, run):
             own.add_argument("--hours", type=float, default=0.0, help="stop after so many hours; 0: do not")
         if function in (run, plan):
             own.add_argument("--seeds", type=int, nargs="+", help="of the runs; else 0, 1, ... as each pair says")
@@ -123,6 +133,24 @@ def make(options: argparse.Namespace, clock: Clock) -> None:
         _prepare(options, pair)
         folders = {images.name: options.root / "data" / images.name for images in (pair.images, pair.teacher_images)}
         say(f"{name}: {' and '.join(map(str, folders.values()))}")
+
+
+def try_one(options: argparse.Namespace, clock: Clock) -> None:
+    """`trial`"""
+    names = pairs_of(options.only)
+    if len(names) > 1 or any("/" in pattern for pattern in options.only):
+        raise UserError("a trial is of one detector; give --only PAIR")
+    pair = seeing(PAIRS[names[0]], num_train=options.num_train, smallest=options.smallest)
+    run = trial(pair, options.root, names[0], options.of, epochs=options.epochs, rate=options.rate, decay=options.decay)
+    _prepare(options, pair)
+    work([run], clock, say)
+    finished = finished_of(run)
+    if finished is None:
+        return
+    for metric, found in finished.val.items():
+        say(f"{run.folder}: {metric} AP {percent(found['AP'])} on the validation images")
+    if finished.error:
+        say(f"{run.folder}: {finished.error}")
 
 
 def tune(options: argparse.Namespace, clock: Clock) -> None:

@@ -18,7 +18,7 @@ from evidence import measure as measuring
 from evidence.arms import student_config
 from evidence.runs import Planned, claim, read_finished, sessions
 from mgdet.demo.scene import CLASSES
-from mgdet.engine.checkpoint import LAST_FILE, STATE_FILE
+from mgdet.engine.checkpoint import LAST_FILE, STATE_FILE, read_config
 from mgdet.errors import NotFinite, TrainingError, UserError
 from mgdet.models import detector_from
 from mgdet.models.start import start
@@ -34,6 +34,44 @@ def planned(evidence, pair, *names: str, epochs: int = 1, seed: int = 0) -> list
 
 def quiet(text: str) -> None:
     """Says nothing."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("of", "lr", "number"), [("student", 0.003, "6"), ("teacher", 0.004, "8")])
+def test_a_trial_is_one_detector_alone_on_the_validation_images(evidence, capsys, of, lr, number):
+    options = ["--of", of, "--epochs", "1", "--rate", str(lr), "--decay", "0.1"]
+    if of == "student":
+        options += ["--num-train", number, "--smallest", "300"]
+    assert evidence("trial", *options) == 0
+    (folder,) = (evidence.root / "trials").iterdir()
+    images = "shapes-64x64-6-300" if of == "student" else "shapes-64x64-8"
+    assert folder.name == f"tiny-{of}-{images}-1-epochs-lr-{lr}-decay-0.1"
+    config = read_config(folder)
+    assert config is not None
+    assert config.teacher is None
+    assert (config.optimizer.lr, config.optimizer.weight_decay) == (lr, 0.1)
+    said = capsys.readouterr().out
+    assert f"train {number} images" in said
+    assert f"trials/{folder.name}: bbox AP " in said
+    assert said.rstrip().endswith("on the validation images")
+    assert not list(evidence.root.rglob("test-*.json")), "nobody looked at test images"
+    assert evidence("trial", *options) == 0
+    assert "==>" not in capsys.readouterr().out, "it is finished"
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--num-train", "0"], "--num-train is 0; give 1 or more"),
+        (["--only", "tiny/alone"], "a trial is of one detector; give --only PAIR"),
+        (["--only", "bccd_retinanet_few", "--smallest", "9"], "--smallest is for pairs on shapes"),
+        (["--epochs", "0"], "schedule.epochs is 0"),
+    ],
+)
+def test_a_trial_that_cannot_be_is_one_sentence(evidence, capsys, options, sentence):
+    given = ["--of", "student", "--epochs", "1", "--rate", "0.003", "--decay", "0.1"]
+    assert evidence("trial", *given, *options) == 2
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.slow
