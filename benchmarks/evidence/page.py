@@ -319,7 +319,10 @@ class Page:
         if self.looks:
             times = ", ".join(look["time"] for look in self.looks)
             lines.append(f"Students were measured on the test images, each once, at {times}.")
-        typed = "\n".join(f"    {line}" for line in [*dict.fromkeys(own["command"] for own in noted), command()])
+        # Where the choices are another pair's, no run tells that they were taken.
+        tuned = [f"python benchmarks/evidence tune --root ROOT --only {self.name}"] if self.pair.choices_of else []
+        began = [own["command"] for own in sorted(noted, key=lambda own: own["time"])]
+        typed = "\n".join(f"    {line}" for line in dict.fromkeys([*tuned, *began, command()]))
         return f"{_list(lines)}\n\nThe commands:\n\n{typed}"
 
     def _relative(self, folder: Path) -> str:
