@@ -206,6 +206,9 @@ def table(options: argparse.Namespace, clock: Clock) -> None:
     """`table`"""
     if any("/" in pattern for pattern in options.only):
         raise UserError("a page holds all arms of a pair; give --only PAIR")
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out is {options.out}, a file; give a folder")
+    options.out.mkdir(parents=True, exist_ok=True)
     for name in pairs_of(options.only):
         choices = _choices(options.root, name)
         left = [run for _, run in reported(options, name, choices) if finished_of(run) is None]

@@ -146,6 +146,16 @@ def test_pairs_take_turns():
     assert commands._in_turns([[1, 2, 3], [4]]) == [1, 4, 2, 3]
 
 
+def test_a_page_has_a_folder_before_anything_is_measured(tmp_path, capsys):
+    (tmp_path / "page.md").touch()
+    given = ["table", "--root", str(tmp_path / "root"), "--only", "retinanet"]
+    assert commands.main([*given, "--out", str(tmp_path / "page.md")]) == 2
+    assert "page.md, a file; give a folder" in capsys.readouterr().err
+    assert commands.main([*given, "--out", str(tmp_path / "new" / "pages")]) == 2
+    assert "no choices have been made for retinanet" in capsys.readouterr().err
+    assert (tmp_path / "new" / "pages").is_dir()
+
+
 @pytest.mark.parametrize("only", ["retina", "retinanet/mdg"])
 def test_what_only_names_must_be_there(only, capsys, tmp_path):
     assert commands.main(["plan", "--root", str(tmp_path), "--only", only]) == 2
