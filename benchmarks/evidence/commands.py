@@ -246,16 +246,19 @@ def _page(options: argparse.Namespace, name: str, choices: dict[str, Any], left:
             found += [Row(arm, measured)] if measured else []
         return found
 
-    main_rows = rows(sweep=False)
+    main_rows, sweeps = rows(sweep=False), rows(sweep=True)
+    base = next((row for row in main_rows if row.arm == SWEPT), None)
     fill(main_rows, teacher[0] if teacher else None, images.records, pair.metrics)
+    if base is not None:
+        fill(sweeps, None, images.records, pair.metrics[:1], others=[base])
     return Page(
         name=name,
         pair=pair,
         root=root,
         choices=choices,
         rows=main_rows,
-        sweeps=rows(sweep=True),
-        base=next((row for row in main_rows if row.arm == SWEPT), None),
+        sweeps=sweeps,
+        base=base,
         teacher=teacher[0] if teacher else None,
         images=len(images.records),
         num_classes=len(images.records.classes),

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from evidence.arms import ALONE, INHERITS, LABELS, START, TWICE, Arm
+from evidence.arms import ALONE, INHERITS, LABELS, START, SWEPT, TWICE, Arm
 from evidence.measure import Measured
 from mgdet.data.records import Records
 from mgdet.evaluate.truth import Truth
@@ -85,7 +85,9 @@ class Row:
 
 def compared_with(arm: Arm) -> list[Arm]:
     """The arms that an arm is compared with: the student alone, also for twice as long and with the labels that the
-    teacher had, and inheriting alone."""
+    teacher had, and inheriting alone; those of a sweep with the arm that they change."""
+    if arm.settings:
+        return [SWEPT]
     if arm.searched_as == ALONE.name:
         return [own for own in (ALONE,) if own != arm]
     if arm.teacher_images:
@@ -93,13 +95,27 @@ def compared_with(arm: Arm) -> list[Arm]:
     return [ALONE, TWICE, LABELS, *([INHERITS] if arm.inherit and arm != INHERITS else [])]
 
 
-def fill(rows: Sequence[Row], teacher: Measured | None, records: Records, metrics: Sequence[str]) -> None:
-    """Works out differences and gaps of all rows."""
-    by_arm = {row.arm: row for row in rows}
+def fill(
+    rows: Sequence[Row],
+    teacher: Measured | None,
+    records: Records,
+    metrics: Sequence[str],
+    others: Sequence[Row] = (),
+) -> None:
+    """Works out differences and gaps.
+
+    Args:
+        rows: of these.
+        teacher: what the gaps reach up to; None for no gaps.
+        records: the test images.
+        metrics: which ones.
+        others: further arms that they are compared with.
+    """
+    by_arm = {row.arm: row for row in (*rows, *others)}
     for row in rows:
         for metric in metrics:
-            others = [by_arm[arm] for arm in compared_with(row.arm) if arm in by_arm]
-            found = (difference(row, other, records, metric) for other in others)
+            known = [by_arm[arm] for arm in compared_with(row.arm) if arm in by_arm]
+            found = (difference(row, other, records, metric) for other in known)
             row.differences[metric] = [one for one in found if one is not None]
             to_alone = next((one for one in row.differences[metric] if one.other == ALONE), None)
             if teacher is not None and teacher.scores and to_alone is not None:

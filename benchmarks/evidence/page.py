@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from evidence import words
-from evidence.arms import ALONE, INHERITS, LABELS, START, TWICE, Arm, arms_of, student_config, teacher_config
+from evidence.arms import ALONE, INHERITS, LABELS, START, SWEPT, TWICE, Arm, arms_of, student_config, teacher_config
 from evidence.backbones import BATCH, PICTURES, read_note
 from evidence.choose import GAIN, own_searches
 from evidence.differences import Row
@@ -187,14 +187,6 @@ class Page:
         return f"{_table(header, lines)}\n\n{note}"
 
     def _arm(self, row: Row, metric: str) -> list[str]:
-        differences = {found.other.name: found for found in row.differences[metric]}
-
-        def shown(name: str) -> str:
-            found = differences.get(name)
-            if found is None:
-                return ""
-            return f"{signed(found.mean)} {words.interval(found)} {found.above}/{len(found.seeds)}"
-
         deviation = row.deviation(metric)
         gap = row.gap.get(metric)
         speeds = [run.finished.images_per_second for run in row.whole]
@@ -208,7 +200,7 @@ class Page:
             percent(row.mean(metric, "AP50")),
             percent(row.mean(metric, "AP75")),
             str(len(row.whole)) if len(row.whole) == len(row.runs) else f"{len(row.whole)} of {len(row.runs)}",
-            *(shown(arm.name) for arm in self._compared),
+            *(_minus(row, arm, metric) for arm in self._compared),
             "" if gap is None else f"{gap:.0%}".replace("%", " %").replace("-", words.MINUS),
             _share(row),
             str(len({tried["folder"] for own in searches for tried in own["tried"]})),
@@ -218,13 +210,13 @@ class Page:
 
     def _sentences(self) -> list[str]:
         metric = self.pair.metrics[0]
-        sentences = [words.of_many(self.rows, metric)]
+        sentences = [words.of_many([*self.rows, *self.sweeps], metric)]
         sentences += words.of_arms(self.rows, metric) + words.of_methods(self.rows, metric)
         sentences += words.of_teacher(self.teacher, self.rows, self.choices, metric)
         if self.base is not None and self.sweeps:
             own = {"mgd.mask_ratio": self.pair.mask_ratio}
             own[f"mgd.{self.pair.strength}"] = self.choices["arms"][self.base.arm.name]["strength"]
-            sentences += words.of_sweeps(self.sweeps, self.base, sweeps_of(self.pair), own)
+            sentences += words.of_sweeps(self.sweeps, self.base, sweeps_of(self.pair), own, metric)
         broken = [run for row in (*self.rows, *self.sweeps) for run in row.runs if not run.scores]
         sentences += [f"{self._relative(run.folder)} broke off: {run.finished.error}" for run in broken]
         return sentences
@@ -238,12 +230,14 @@ class Page:
                 percent(statistics.fmean(run.finished.ap for run in row.whole) if row.whole else None),
                 percent(row.mean(metric)),
                 percent(row.deviation(metric)),
+                _minus(row, SWEPT, metric),
                 str(len(row.whole)),
                 _share(row),
             ]
             for row in rows
         ]
-        return _table(["", "val AP", f"test {METRIC_NAMES[metric]}", "sd", "seeds", "share"], lines)
+        header = ["", "val AP", f"test {METRIC_NAMES[metric]}", "sd", f"minus {SWEPT.title}", "seeds", "share"]
+        return _table(header, lines)
 
     def _runs(self) -> str:
         metrics = self.pair.metrics
@@ -335,6 +329,12 @@ def _kinds(noted: Iterable[dict[str, Any]], *names: str) -> str:
         ", ".join(f"{own[name]}" if name == "machine" else f"{name} {own[name]}" for name in names) for own in noted
     )
     return "; ".join(found) or "unknown"
+
+
+def _minus(row: Row, other: Arm, metric: str) -> str:
+    """How far an arm is above another, with the interval and the seeds; nothing where they were not compared."""
+    found = next((one for one in row.differences.get(metric, []) if one.other == other), None)
+    return "" if found is None else f"{signed(found.mean)} {words.interval(found)} {found.above}/{len(found.seeds)}"
 
 
 def _share(row: Row) -> str:

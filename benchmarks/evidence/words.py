@@ -99,7 +99,7 @@ def of_arms(rows: Sequence[Row], metric: str) -> list[str]:
 
 def of_many(rows: Sequence[Row], metric: str) -> str:
     """How the sentences of `of_arms` are to be read together."""
-    number = sum(len(row.differences[metric]) for row in rows)
+    number = sum(len(row.differences.get(metric, [])) for row in rows)
     return (
         f"Differences are in {METRIC_NAMES[metric]} on the test images, with 95 % intervals. Each interval stands "
         f"alone: of {number}, about one in twenty would exclude 0 by chance."
@@ -150,8 +150,11 @@ def of_methods(rows: Sequence[Row], metric: str) -> list[str]:
     ]
 
 
-def of_sweeps(rows: Sequence[Row], base: Row | None, sweeps: Sequence[Sweep], values: dict[str, float]) -> list[str]:
-    """For each sweep the best and the worst value on the validation images, and how far seeds differ.
+def of_sweeps(
+    rows: Sequence[Row], base: Row | None, sweeps: Sequence[Sweep], values: dict[str, float], metric: str
+) -> list[str]:
+    """For each sweep the best and the worst value on the validation images, how far seeds differ, and which values are
+    shown to differ from the chosen one on the test images.
 
     Values are compared over the seeds that all of them have.
 
@@ -160,6 +163,7 @@ def of_sweeps(rows: Sequence[Row], base: Row | None, sweeps: Sequence[Sweep], va
         base: the arm that they change.
         sweeps: what was swept.
         values: what the base arm has for each setting; without one it is no point of a sweep.
+        metric: of the test images.
     """
     sentences = []
     for sweep in sweeps:
@@ -179,6 +183,21 @@ def of_sweeps(rows: Sequence[Row], base: Row | None, sweeps: Sequence[Sweep], va
         spread = f" Seeds differ by {percent(statistics.fmean(deviations))} (standard deviation)." if deviations else ""
         sentences.append(
             f"{sweep.setting}: on the validation images best at {best:g} with AP {percent(means[best])}, worst at "
-            f"{worst:g} with {percent(means[worst])}.{spread}"
+            f"{worst:g} with {percent(means[worst])}.{spread}{_beside_chosen(points, base, metric)}"
         )
     return sentences
+
+
+def _beside_chosen(points: dict[float, Row], base: Row | None, metric: str) -> str:
+    """Which values of a sweep differ from the arm that it changes, on the test images."""
+    compared = {
+        value: found
+        for value, row in sorted(points.items())
+        if row is not base
+        for found in row.differences.get(metric, [])
+    }
+    if base is None or not compared:
+        return ""
+    shown = [f"{value:g} ({signed(one.mean)} {interval(one)})" for value, one in compared.items() if one.shown]
+    verb = "differ" if len(shown) > 1 else "differs" if shown else "is shown to differ"
+    return f" On the test images {' and '.join(shown) or 'no value'} {verb} from **{base.arm.title}**."

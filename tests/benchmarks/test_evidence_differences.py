@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from evidence import words
-from evidence.arms import ALONE, INHERITS, LABELS, SAME, START, TWICE, Arm
+from evidence.arms import ALONE, INHERITS, LABELS, SAME, START, SWEPT, TWICE, Arm
 from evidence.differences import RESAMPLING, Difference, Row, compared_with, fill
 from evidence.measure import Measured
 from evidence.pairs import Pair, sweeps_of
@@ -202,6 +202,7 @@ def test_what_an_arm_is_compared_with():
     assert compared_with(START) == [LABELS], "what has seen the same images"
     assert compared_with(SAME) == [LABELS, START]
     assert compared_with(INHERITS) == [ALONE, TWICE, LABELS]
+    assert compared_with(Arm("mgd-inherits.mask-0", "mgd", True, (("mgd.mask_ratio", 0.0),))) == [SWEPT]
     assert compared_with(Arm("mgd", "mgd")) == [ALONE, TWICE, LABELS]
     assert compared_with(MGD) == [ALONE, TWICE, LABELS, INHERITS]
 
@@ -238,18 +239,30 @@ def test_a_weak_teacher_and_searches_at_the_edge_are_said(records):
 def test_sweeps_name_the_best_and_the_worst_value(records):
     shares = {0.25: 0.3, 0.45: 0.9}
     swept = [
-        Row(Arm(f"mgd-inherits.mask-{value}", "mgd", True, (("mgd.mask_ratio", value),)), [measured(records, share, 0)])
+        Row(
+            Arm(f"mgd-inherits.mask-{value}", "mgd", True, (("mgd.mask_ratio", value),)),
+            [measured(records, share, seed) for seed in (0, 1)],
+        )
         for value, share in shares.items()
     ]
-    (base,) = rows_of(records, {MGD: 0.6}, seeds=1)
-    base.runs.append(measured(records, 1.0, 1))  # a seed that the sweep has not
-    (sentence,) = words.of_sweeps(
-        swept, base, sweeps_of(Pair(teacher="a", student="a")), {"mgd.mask_ratio": 0.65, "mgd.weight": 1e-5}
-    )
+    (base,) = rows_of(records, {MGD: 0.88}, seeds=2)
+    base.runs.append(measured(records, 1.0, 2))  # a seed that the sweep has not
+    given = (sweeps_of(Pair(teacher="a", student="a")), {"mgd.mask_ratio": 0.65, "mgd.weight": 1e-5}, "bbox")
+    (sentence,) = words.of_sweeps(swept, base, *given)
     assert sentence == (
         "mgd.mask_ratio: on the validation images best at 0.45 with AP 90.0, worst at 0.25 with 30.0. Seeds differ by "
-        "28.3 (standard deviation)."
+        "2.3 (standard deviation)."
     )
+    fill(swept, None, records, ["bbox"], others=[base])
+    (low,), (high,) = (row.differences["bbox"] for row in swept)
+    assert (low.other, list(low.seeds)) == (MGD, [0, 1])
+    assert low.shown
+    assert not high.shown
+    (sentence,) = words.of_sweeps(swept, base, *given)
+    size = f"{words.signed(low.mean)} {words.interval(low)}"
+    assert sentence.endswith(f" On the test images 0.25 ({size}) differs from **MGD, inherits**.")
+    (sentence,) = words.of_sweeps(swept[1:], base, *given)
+    assert sentence.endswith(" On the test images no value is shown to differ from **MGD, inherits**.")
 
 
 def test_a_weight_is_no_point_of_a_sweep_of_shares(records):
@@ -263,7 +276,7 @@ def test_a_weight_is_no_point_of_a_sweep_of_shares(records):
     assert swept[0].arm.title == "MGD, inherits, mgd.share 0.3", "that the weight is 0 then need not be said"
     (base,) = rows_of(records, {MGD: 0.9}, seeds=1)
     (sentence,) = words.of_sweeps(
-        swept, base, sweeps_of(Pair(teacher="a", student="a")), {"mgd.mask_ratio": 0.65, "mgd.weight": 1e-5}
+        swept, base, sweeps_of(Pair(teacher="a", student="a")), {"mgd.mask_ratio": 0.65, "mgd.weight": 1e-5}, "bbox"
     )
     assert sentence.startswith("mgd.share: on the validation images best at 1 with AP 70.0, worst at 0.3 with 50.0.")
 
