@@ -28,7 +28,6 @@ from evidence.trials import seeing, trial
 from evidence.work import Asked, Clock, stoppable, work, work_on_one
 from mgdet.errors import TrainingError, UserError, nearest
 from mgdet.files import atomic_write
-from mgdet.report.numbers import percent
 
 TIME_IS_UP = 75
 """Exit code where `--hours` ended before the work did: the same command goes on."""
@@ -148,7 +147,7 @@ def try_one(options: argparse.Namespace, clock: Clock) -> None:
     if finished is None:
         return
     for metric, found in finished.val.items():
-        say(f"{run.folder}: {metric} AP {percent(found['AP'])} on the validation images")
+        say(f"{run.folder}: {metric} AP {words.percent(found['AP'])} on the validation images")
     if finished.error:
         say(f"{run.folder}: {finished.error}")
 

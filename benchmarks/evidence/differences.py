@@ -137,7 +137,7 @@ def difference(row: Row, other: Row, records: Records, metric: str) -> Differenc
     each = {seed: mine[seed].scores[metric]["AP"] - theirs[seed].scores[metric]["AP"] for seed in seeds}
     truth = Truth(records)
     sides = ([truth.results(own[seed].results) for seed in seeds] for own in (theirs, mine))
-    (before, after), _ = matched_sides(records, metric, *sides)
+    before, after = matched_sides(records, metric, *sides)
     error = image_errors(before, after, RESAMPLING, len(records))["AP"]
     values, number = list(each.values()), len(each)
     of_seeds = [(statistics.variance(values) / number, number - 1)] if number > 1 else []

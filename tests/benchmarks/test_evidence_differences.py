@@ -64,7 +64,7 @@ def detections(records: Records, share: float, seed: int) -> list[dict]:
 
 def ap_of(records: Records, runs: list[list[dict]], metric: str) -> dict[str, float]:
     """AP, AP50 and AP75, from (10 IoUs, 101 recalls, K classes, 4 areas, 3 limits)."""
-    (matched,), _ = matched_sides(records, metric, runs)
+    (matched,) = matched_sides(records, metric, runs)
     assert matched.eval is not None
     precision = matched.eval["precision"][..., 0, 2]
     return {"AP": precision.mean(), "AP50": precision[0].mean(), "AP75": precision[5].mean()}
@@ -178,7 +178,7 @@ def test_the_interval_holds_the_images_and_the_paired_seeds(records):
     each = [a.scores["bbox"]["AP"] - b.scores["bbox"]["AP"] for a, b in zip(mgd.runs, alone.runs)]
     assert list(found.seeds.values()) == pytest.approx(each)
     seeds_alone = stats.t.ppf(0.975, 3) * np.std(each, ddof=1) / 2
-    (before, after), _ = matched_sides(records, "bbox", *([run.results for run in row.runs] for row in (alone, mgd)))
+    before, after = matched_sides(records, "bbox", *([run.results for run in row.runs] for row in (alone, mgd)))
     error = image_errors(before, after, RESAMPLING, NUM_IMAGES)["AP"]
     assert error > 0
     assert found.high - found.mean > max(seeds_alone * 0.6, 1.96 * error)

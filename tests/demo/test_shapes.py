@@ -151,6 +151,8 @@ def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch, failure):
         ({"num_val": 0}, "num_val of the shapes is 0"),
         ({"seed": -1}, "seed of the shapes is -1"),
         ({"smallest": 1e5}, "smallest of the shapes is 100000, but"),
+        ({"smallest": -5.0}, "smallest of the shapes is -5.0; give 0 or more"),
+        ({"smallest": float("nan")}, "smallest of the shapes is nan; give 0 or more"),
     ],
 )
 def test_arguments_out_of_range(tmp_path, change, words):

@@ -61,8 +61,9 @@ def write_shapes(
         ("num_val", num_val, 1),
         ("num_test", num_test, 0),
         ("seed", seed, 0),
+        ("smallest", smallest, 0),
     ):
-        if value < least:
+        if not value >= least:  # nor NaN
             raise UserError(f"{name} of the shapes is {value}; give {least} or more")
     if not bands_of(*size, smallest):
         raise UserError(

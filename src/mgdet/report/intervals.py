@@ -88,7 +88,8 @@ def differences(
     enough = images_with(records)
     if enough["AP"] < FEWEST_IMAGES:
         return dict.fromkeys(STATS), dict.fromkeys(class_rows(records))
-    (before, after), copies = matched_sides(records, metric, baseline.results, other.results)
+    before, after = matched_sides(records, metric, baseline.results, other.results)
+    categories = list(before.params.cat_ids)
     errors = image_errors(before, after, how, len(records))
     stats: dict[str, Interval | None] = {}
     for name in STATS:
@@ -99,7 +100,7 @@ def differences(
         classes[name] = None
         if enough[label] >= FEWEST_IMAGES:
             for matched in (before, after):
-                matched.params.cat_ids = [label + 1 + copy * len(records.classes) for copy in range(copies)]
+                matched.params.cat_ids = categories[label :: len(records.classes)]
                 matched.evaluate()
                 matched.accumulate()
             errors = image_errors(before, after, how, len(records))
@@ -124,7 +125,7 @@ def images_with(records: Records) -> dict[str | int, int]:
     return found
 
 
-def matched_sides(records: Records, metric: str, *sides: Sequence[Results]) -> tuple[list[hotcoco.COCOeval], int]:
+def matched_sides(records: Records, metric: str, *sides: Sequence[Results]) -> list[hotcoco.COCOeval]:
     """Each side's runs on the same images as one evaluation, whose AP is the mean of theirs.
 
     Each copy has objects and classes of its own, so that AP, a mean over classes, is one over runs, too, and a draw of
@@ -136,7 +137,7 @@ def matched_sides(records: Records, metric: str, *sides: Sequence[Results]) -> t
         sides: of each the detections of its runs, with the ids of `Truth`.
 
     Returns:
-        An evaluator for each side, and how many copies there are: class c of K stands in copy i as i * K + c.
+        An evaluator for each side. Class c of K stands in copy i as i * K + c.
     """
     copies = math.lcm(*map(len, sides))
     truth, number = Truth(records).coco(masks=metric == "segm", copies=copies), len(records.classes)
@@ -148,7 +149,7 @@ def matched_sides(records: Records, metric: str, *sides: Sequence[Results]) -> t
             for result in runs[copy % len(runs)]
         ]
 
-    return [evaluator(truth, together(runs), metric) for runs in sides], copies
+    return [evaluator(truth, together(runs), metric) for runs in sides]
 
 
 def image_errors(
