@@ -26,6 +26,8 @@ from tiny import alone, distilled, model
         ("data", "flip", 1.5, "data.flip is 1.5; give a probability from 0 to 1"),
         ("data", "workers", True, "data.workers is True, not int"),
         ("student", "channels", 100, "channels is 100; give a multiple of 32"),
+        ("student", "grids", (40, 36, 24), "grids is 40 36 24; give 5 numbers of 1 or more, one per level"),
+        ("student", "grids", (40, 36, 24, 16, 0), "grids is 40 36 24 16 0; give 5 numbers of 1 or more"),
         ("optimizer", "name", "adam", "optimizer.name is 'adam'; did you mean 'adamw'?"),
         ("optimizer", "lr", float("nan"), "optimizer.lr is nan; give a positive rate"),
         ("train", "amp", "half", "train.amp is 'half'; the choices are bf16, fp16, off"),

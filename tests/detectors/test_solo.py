@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import recorded
 from mgdet import Detector, Target, build_detector
 from mgdet.detectors import solo, solo_targets
+from mgdet.errors import UserError
 from mgdet.layers.blocks import BlockSize
 
 BACKBONES = {"solo_r50": "resnet50", "solo_r101": "resnet101"}
@@ -36,6 +37,11 @@ def all_masks(head: solo.SOLOHead, features: list[torch.Tensor]) -> list[torch.T
         cells, rows = torch.arange(grid**2).expand(2, -1), torch.arange(2 * grid**2)
         masks.append(head.masks(level, features[level], cells, rows).unflatten(0, (2, grid**2)))
     return masks
+
+
+def owners(objects: solo_targets.Objects, batch: int) -> list[torch.Tensor]:
+    """What `assign_cells` says of each level with the published grids."""
+    return [solo_targets.assign_cells(objects, *level, batch) for level in zip(solo.GRIDS, solo_targets.SIZE_RANGES)]
 
 
 def test_keys_and_shapes(case):
@@ -78,8 +84,7 @@ def test_network(case):
 def test_targets(case):
     _, _, samples, _ = case
     objects = solo_targets.gather_objects(recorded.targets(), SIZE)
-    for level, (grid, stride) in enumerate(zip(solo.GRIDS, solo.STRIDES)):
-        owner = solo_targets.assign_cells(objects, level, batch=2)
+    for level, (grid, stride, owner) in enumerate(zip(solo.GRIDS, solo.STRIDES, owners(objects, 2))):
         small = objects.masks[stride // 2]
         for i in range(2):
             name = f"solo.targets.{i}.{level}"
@@ -163,6 +168,32 @@ def test_every_parameter_gets_a_gradient_with_and_without_objects(second):
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
+def test_other_grids():
+    grids = (9, 8, 6, 5, 3)
+    detector = tiny(grids=grids)
+    assert detector.grids == grids
+    assert [conv.out_channels for conv in detector.mask_head.conv_mask_list] == [81, 64, 36, 25, 9]
+    maps = detector.pyramid(torch.randn(2, 3, 128, 128)).maps
+    _, logits = detector.head(maps)
+    assert [level.shape[-2:] for level in logits] == [(grid, grid) for grid in grids]
+    # The middle fifth of the object, from 49.4 to 70.6 on both axes, touches two of the 8 cells of 16 pixels.
+    objects = solo_targets.gather_objects([target([[7, 7, 113, 113]], [1])], (128, 128))
+    found = solo_targets.assign_cells(objects, grids[1], (48, 192), 1)[0].view(8, 8)
+    assert (found >= 0).nonzero().tolist() == [[3, 3], [3, 4], [4, 3], [4, 4]]
+    losses = detector.losses(maps, [target([[20, 20, 80, 80]], [0]), target([[7, 7, 113, 113]], [1])])
+    sum(losses.values()).backward()
+    assert losses["loss_mask"] > 0 and all(p.grad is not None for p in detector.mask_head.parameters())
+    detector.score_threshold, detector.filter_threshold = 0.0, 0.0
+    torch.nn.init.normal_(detector.mask_head.conv_mask_list[4].weight, std=1.0)
+    with torch.no_grad():
+        assert len(detector.detect(maps, [(128, 128)] * 2)[0].scores) > 0
+
+
+def test_grids_of_a_detector_without_cells_are_refused():
+    with pytest.raises(UserError, match="grids does not apply to mask_rcnn, whose masks do not belong to cells"):
+        build_detector("mask_rcnn", backbone="resnet10t", num_classes=3, grids=(9, 8, 6, 5, 3))
+
+
 def test_losses_are_float32_under_autocast():
     detector = tiny()
     with torch.autocast("cpu", torch.bfloat16):
@@ -219,7 +250,7 @@ def test_masks_shrink_as_opencv_shrinks_them(factor):
 def test_later_objects_take_the_cells_of_earlier_ones():
     box = [20, 20, 80, 80]
     objects = solo_targets.gather_objects([target([box], [0]), target([box, box], [0, 1])], (128, 128))
-    owner = solo_targets.assign_cells(objects, 0, batch=2)
+    owner = owners(objects, 2)[0]
     assert set(owner[0].tolist()) == {-1, 0}
     assert set(owner[1].tolist()) == {-1, 2}
 
@@ -229,14 +260,14 @@ def test_objects_go_to_the_levels_of_their_size():
     levels = [[0], [0, 1], [1, 2], [2, 3], [3, 4]]
     for size, expected in zip(sizes, levels):
         objects = solo_targets.gather_objects([target([[0, 0, size, size]], [0], (416, 416))], (416, 416))
-        assert [i for i in range(5) if (solo_targets.assign_cells(objects, i, batch=1) >= 0).any()] == expected
+        assert [level for level, owner in enumerate(owners(objects, 1)) if (owner >= 0).any()] == expected
 
 
 def test_an_empty_mask_takes_no_cell():
     hidden = target([[20, 20, 80, 80]], [0])
     hidden.masks.zero_()
     objects = solo_targets.gather_objects([hidden], (128, 128))
-    assert all((solo_targets.assign_cells(objects, level, batch=1) == -1).all() for level in range(5))
+    assert all((owner == -1).all() for owner in owners(objects, 1))
 
 
 def test_masks_of_smaller_images_are_padded_to_the_batch():

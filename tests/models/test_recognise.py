@@ -293,6 +293,12 @@ class TestWithoutConfig:
         message = files.refusal(state)
         assert "may be any of swinv2_tiny_window8_256, swinv2_tiny_window16_256, which have the same" in message
 
+    def test_the_grids_of_solo_are_in_its_weights(self, states):
+        described = files.ours("solo", grids=(20, 18, 12, 8, 6))
+        found = recognise_checkpoint(files.in_memory(files.weights(described))).model
+        assert found.grids == described.grids
+        assert recognise_checkpoint(files.in_memory(states["solo"])).model.grids == ()
+
 
 class TestPrefixes:
     def wrapped(self, state: dict) -> dict[str, dict]:

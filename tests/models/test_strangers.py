@@ -67,7 +67,7 @@ TWO_STAGE = {
     "one box for all": ("faster_rcnn", {}, {"roi_head.bbox_head.fc_reg.weight": (4, 1024)}, r"fc_reg.weight of \(4, "),
     "SOLOv2": ("solo", {"conv_mask_list": "kernel_convs"}, {}, "a SOLOv2 head"),
     "decoupled SOLO": ("solo", {"conv_mask_list": "conv_mask_list_x"}, {}, "a decoupled SOLO head"),
-    "other grids": ("solo", {}, {"mask_head.conv_mask_list.0.weight": (9, 256, 1, 1)}, "nearly a solo with resnet50"),
+    "no square": ("solo", {}, {"mask_head.conv_mask_list.0.weight": (10, 256, 1, 1)}, "nearly a solo with resnet50"),
     "no group norm": ("reppoints", {".gn.": None}, {}, "nearly a reppoints with resnet50: it lacks"),
 }
 

@@ -53,6 +53,8 @@ def test_the_teachers_width_and_regions_are_kept_and_its_deformable_convolutions
     model = choose_student("", MASK, masks=True).model
     assert (model.rois_per_image, model.proposals_per_level) == (64, 500)
     assert choose_student("retinanet", MASK, masks=True).model.rois_per_image == 512
+    solo = ModelConfig(detector="solo", backbone="resnet50", grids=(20, 18, 12, 8, 6), weights="x")
+    assert choose_student("", solo, masks=True).model.grids == solo.grids
 
 
 @pytest.mark.parametrize(

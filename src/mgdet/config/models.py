@@ -9,6 +9,7 @@ from mgdet.sections import Section, require
 
 ROIS_PER_IMAGE = 512
 PROPOSALS_PER_LEVEL = 2000
+SOLO_LEVELS = 5
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,6 +42,9 @@ class ModelConfig(Section):
     proposals_per_level: int = PROPOSALS_PER_LEVEL
     """Boxes of a pyramid level that compete to become such regions in training. Small images need fewer, which saves
     time on a CPU."""
+    grids: tuple[int, ...] = ()
+    """Cells along each edge of the image at the five levels of a SOLO; empty: 40 36 24 16 12, as published. Images of a
+    few hundred pixels need fewer: each cell predicts its own mask, which it learns from objects in its place alone."""
     weights: str = "random"
     """Where training starts: random, timm:NAME for a backbone, a checkpoint file, or its URL. Detectors of other
     libraries also know pretrained, backbone, and the library's own names of weights."""
@@ -59,6 +63,10 @@ class ModelConfig(Section):
         require(0 <= self.frozen_stages <= 4, f"frozen_stages is {self.frozen_stages}; give 0 to 4")
         for name in ("rois_per_image", "proposals_per_level"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more")
+        require(
+            not self.grids or (len(self.grids) == SOLO_LEVELS and min(self.grids) > 0),
+            f"grids is {' '.join(map(str, self.grids))}; give {SOLO_LEVELS} numbers of 1 or more, one per level",
+        )
         require(
             min(self.canvas) > 0 or self.canvas == (0, 0),
             f"canvas is {self.canvas[0]} {self.canvas[1]}; give a height and a width in pixels, or 0 0",

@@ -29,6 +29,7 @@ class Detector(Face):
     has_masks: does it learn and find masks?
     rois_per_image: regions of an image that train the second stage at most; 0 where there is none.
     proposals_per_level: boxes of a pyramid level that enter the suppression of proposals in training at most.
+    grids: cells along each edge of the image that predict one mask each, for each level; empty where there are none.
 
     Args:
         backbone: images (B, 3, H, W) to four maps of strides 4 to 32, as `build_backbone` makes it;
@@ -44,6 +45,7 @@ class Detector(Face):
     has_masks: bool = False
     rois_per_image: int = 0
     proposals_per_level: int = 0
+    grids: tuple[int, ...] = ()
 
     def __init__(self, backbone: nn.Module, *, num_classes: int, channels: int, norm_eval: bool):
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from mgdet.detectors.base import Detector
 from mgdet.detectors.cascade_mask_rcnn import CascadeMaskRCNN
@@ -47,6 +47,7 @@ def build_detector(
     channels: int = 256,
     frozen_stages: int = 1,
     norm_eval: bool = True,
+    grids: tuple[int, ...] = (),
 ) -> Detector:
     """Builds a detector with random weights.
 
@@ -60,12 +61,16 @@ def build_detector(
         channels: width of neck and heads.
         frozen_stages: backbone stages, counted with the stem, that do not train.
         norm_eval: keep the backbone's batch norm statistics fixed, also in training.
+        grids: cells along each edge of the image at each level of a SOLO; empty: as published.
 
     Raises:
-        UserError: no such detector or backbone; the message names the nearest.
+        UserError: no such detector or backbone, and the message names the nearest; grids of a detector without cells.
     """
     kind = detector_class(name)
+    if grids and not kind.grids:
+        raise UserError(f"grids does not apply to {name}, whose masks do not belong to cells; remove it")
     stages = build_backbone(backbone, frozen_stages=frozen_stages, deformable=deformable, style=style)
-    detector = kind(stages, num_classes=num_classes, channels=channels, norm_eval=norm_eval)
+    own: dict[str, Any] = {"grids": grids} if grids else {}
+    detector = kind(stages, num_classes=num_classes, channels=channels, norm_eval=norm_eval, **own)
     detector.pixels = pixels
     return detector

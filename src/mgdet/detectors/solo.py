@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mgdet.detectors.base import Detector
-from mgdet.detectors.solo_targets import GRIDS, STRIDES, Cells, Objects, assign_cells, cell_blocks, gather_objects
+from mgdet.detectors.solo_targets import (
+    GRIDS,
+    SIZE_RANGES,
+    STRIDES,
+    Cells,
+    Objects,
+    assign_cells,
+    cell_blocks,
+    gather_objects,
+)
 from mgdet.layers.conv import ConvBlock, head_std, init_bias, init_normal
 from mgdet.layers.fpn import FPN
 from mgdet.layers.host import to_host
@@ -31,14 +40,15 @@ PASTE_PIXELS = 2**26
 class SOLOHead(nn.Module):
     """Two towers over every pyramid level: class logits and one mask for each cell of a grid over the image."""
 
-    def __init__(self, num_classes: int, channels: int):
+    def __init__(self, num_classes: int, channels: int, grids: tuple[int, ...]):
         super().__init__()
+        self.grids = grids
         widths = [channels] * STACKED_CONVS
         self.mask_convs = nn.ModuleList(
             ConvBlock(width + 2 * (i == 0), width, 3, group_norm=True) for i, width in enumerate(widths)
         )
         self.cls_convs = nn.ModuleList(ConvBlock(width, width, 3, group_norm=True) for width in widths)
-        self.conv_mask_list = nn.ModuleList(nn.Conv2d(channels, grid**2, 1) for grid in GRIDS)
+        self.conv_mask_list = nn.ModuleList(nn.Conv2d(channels, grid**2, 1) for grid in grids)
         self.conv_cls = nn.Conv2d(channels, num_classes, 3, padding=1)
         init_normal(self, std=head_std(channels // 2))
         for predictor in (*self.conv_mask_list, self.conv_cls):
@@ -49,12 +59,12 @@ class SOLOHead(nn.Module):
 
         Returns:
             Features (B, C, H / s, W / s) with s of `STRIDES`, which `masks` reads, and logits (B, num_classes, G, G)
-            with G of `GRIDS`.
+            with G of `grids`.
         """
         finest = F.interpolate(maps[0], size=maps[1].shape[-2:], mode="bilinear")
         coarsest = F.interpolate(maps[-1], size=maps[-2].shape[-2:], mode="bilinear")
         features, logits = [], []
-        for level, grid in zip([finest, *maps[1:-1], coarsest], GRIDS):
+        for level, grid in zip([finest, *maps[1:-1], coarsest], self.grids):
             mask = torch.cat([level, coordinates(level)], dim=1)
             for block in self.mask_convs:
                 mask = block(mask)
@@ -145,18 +155,29 @@ class SOLO(Detector):
         num_classes: classes without background.
         channels: width of neck and head.
         norm_eval: keep the backbone's batch norm statistics fixed.
+        grids: G of each level: cells along each edge of the image.
     """
 
     num_taps = 4
     class_predictors = ("mask_head.conv_cls.",)
     has_masks = True
+    grids = GRIDS
 
-    def __init__(self, backbone: nn.Module, *, num_classes: int, channels: int = 256, norm_eval: bool = True):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        num_classes: int,
+        channels: int = 256,
+        norm_eval: bool = True,
+        grids: tuple[int, ...] = GRIDS,
+    ):
         super().__init__(backbone, num_classes=num_classes, channels=channels, norm_eval=norm_eval)
+        self.grids = grids
         self.score_threshold, self.mask_threshold, self.filter_threshold = 0.1, 0.5, 0.05
         self.nms_sigma, self.nms_candidates, self.max_detections = 2.0, 500, 100
         self.neck = FPN(self.backbone.feature_info.channels(), channels, num_levels=5, extra="pool")
-        self.mask_head = SOLOHead(num_classes, channels)
+        self.mask_head = SOLOHead(num_classes, channels, grids)
 
     def head(self, maps: list[Tensor]) -> Any:
         """Mask features and class logits of each level, see `SOLOHead`."""
@@ -170,7 +191,7 @@ class SOLO(Detector):
         features, logits = self.head(maps) if outputs is None else outputs
         height, width = maps[0].shape[-2:]
         objects = gather_objects(targets, (FINEST * height, FINEST * width))
-        owners = [assign_cells(objects, level, len(targets)) for level in range(len(STRIDES))]
+        owners = [assign_cells(objects, *level, len(targets)) for level in zip(self.grids, SIZE_RANGES)]
         counts = to_host(torch.stack([(owner >= 0).sum(dim=1) for owner in owners]))
         num_positive = sum(map(sum, counts))
         dice = [self._dice(level, features[level], objects, owner, counts[level]) for level, owner in enumerate(owners)]

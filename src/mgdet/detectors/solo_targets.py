@@ -15,8 +15,8 @@ from mgdet.layers.host import to_device
 from mgdet.structures import Target
 
 STRIDES = (8, 8, 16, 32, 32)
-GRIDS = (40, 36, 24, 16, 12)
-SIZE_RANGES = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
+GRIDS: tuple[int, ...] = (40, 36, 24, 16, 12)
+SIZE_RANGES: tuple[tuple[int, int], ...] = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
 CENTER_SHARE = 0.2
 FACTORS = (4, 8, 16)
 """How much smaller than the batch images the masks of the levels are: half their strides."""
@@ -107,7 +107,7 @@ def mask_blocks(targets: list[Target], size: tuple[int, int]) -> Iterator[Tensor
     yield torch.cat(block)
 
 
-def assign_cells(objects: Objects, level: int, batch: int) -> Tensor:
+def assign_cells(objects: Objects, grid: int, sizes: tuple[int, int], batch: int) -> Tensor:
     """Which object each cell of one level answers for.
 
     A level takes the objects whose size, the root of their box's area, is in its range. An object takes the cells that
@@ -116,13 +116,14 @@ def assign_cells(objects: Objects, level: int, batch: int) -> Tensor:
 
     Args:
         objects: of the whole batch.
-        level: index of the level.
+        grid: G, of the level.
+        sizes: of the level, the smallest and the largest in pixels.
         batch: B.
 
     Returns:
         (B, G * G) int64, index into `objects` or -1.
     """
-    grid, (low, high) = GRIDS[level], SIZE_RANGES[level]
+    low, high = sizes
     size = objects.extents.prod(dim=1).sqrt()
     taken = objects.visible & (size >= low) & (size <= high)
 

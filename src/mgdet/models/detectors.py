@@ -32,6 +32,7 @@ OURS_ALONE = (
     "frozen_stages",
     "norm_eval",
     *TWO_STAGES,
+    "grids",
 )
 """Settings of a model that mean nothing to a detector of another library."""
 
@@ -56,6 +57,7 @@ def detector_from(config: ModelConfig, num_classes: int) -> Detector:
         channels=config.channels,
         frozen_stages=config.frozen_stages,
         norm_eval=config.norm_eval,
+        grids=config.grids,
     )
     for name, default in TWO_STAGES.items():
         if detector.rois_per_image:

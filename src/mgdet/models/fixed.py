@@ -91,7 +91,6 @@ REPPOINTS = [
 ]
 SOLO = [
     Fixed("mask_head.strides", solo_targets.STRIDES),
-    Fixed("mask_head.num_grids", solo_targets.GRIDS),
     Fixed("mask_head.cls_down_index", 0),
     Fixed("mask_head.loss_cls.use_sigmoid", True),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import torch
 
 from mgdet.config import ModelConfig
 from mgdet.detectors.base import Detector
+from mgdet.detectors.solo_targets import GRIDS
 from mgdet.errors import UserError
 from mgdet.interop.backbones import timm_names
 from mgdet.interop.names import DETECTOR_HEADS, is_detector, some
@@ -103,6 +105,7 @@ def read_shapes(checkpoint: Checkpoint) -> Shown:
             deformable=offsets > 0,
             channels=channels,
             frozen_stages=0,
+            grids=_grids(shapes),
         )
         with torch.device("meta"):
             detector = detector_from(model, num_classes)
@@ -110,6 +113,13 @@ def read_shapes(checkpoint: Checkpoint) -> Shown:
         raise UserError(f"{path} holds a {name} with {backbone}, but {error}") from None
     _compare(path, shapes, detector, f"{name} with {backbone}")
     return Shown(replace(model, frozen_stages=1), num_classes, depth, detector)
+
+
+def _grids(shapes: Shapes) -> tuple[int, ...]:
+    """SOLO's cells along each edge of the image, where they are others than published."""
+    cells = [_width(shapes, f"mask_head.conv_mask_list.{level}.weight") for level in range(len(GRIDS))]
+    grids = tuple(map(math.isqrt, cells))
+    return grids if 0 not in grids and grids != GRIDS else ()
 
 
 def _width(shapes: Shapes, name: str) -> int:

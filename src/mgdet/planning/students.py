@@ -141,6 +141,7 @@ def _ours(detector: str, backbone: str, teacher: ModelConfig) -> ModelConfig:
         channels=teacher.channels,
         rois_per_image=teacher.rois_per_image,
         proposals_per_level=teacher.proposals_per_level,
+        grids=teacher.grids,
     )
 
 
