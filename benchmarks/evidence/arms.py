@@ -195,5 +195,6 @@ def _model(pair: Pair, detector: str, backbone: str, weights: str) -> ModelConfi
         norm_eval=False,
         rois_per_image=pair.rois_per_image if two_stages else ROIS_PER_IMAGE,
         proposals_per_level=pair.proposals_per_level if two_stages else PROPOSALS_PER_LEVEL,
+        grids=pair.grids,
         weights=weights,
     )

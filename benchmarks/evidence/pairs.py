@@ -75,6 +75,7 @@ class Pair:
     channels: width of necks and heads.
     rois_per_image: regions that train a second stage.
     proposals_per_level: boxes of a level that compete for it.
+    grids: of a SOLO.
     amp: the precision of training, bf16 for the time it saves on processors that have it. On a CPU the gradients of
         bf16 convolutions of stride 2 are wrong where a map is one cell wide: images must be wider than `BF16_EDGE`.
     epochs: the student's schedule 1x; its length is a power of two times that.
@@ -105,6 +106,7 @@ class Pair:
     channels: int = 64
     rois_per_image: int = ROIS_PER_IMAGE
     proposals_per_level: int = PROPOSALS_PER_LEVEL
+    grids: tuple[int, ...] = ()
     batch: int = 8
     amp: Literal["off", "bf16"] = "bf16"
     epochs: int = 32
@@ -244,7 +246,21 @@ PAIRS: dict[str, Pair] = {
         teacher_longest=2,
         fgd=FGDConfig(foreground=1.6e-3, background=8e-4, attention=8e-4, relation=8e-6),
     ),
-    "solo": replace(ONE_STAGE, teacher="solo", student="solo", images=EASY, metrics=("segm", "bbox")),
+    "solo": replace(
+        ONE_STAGE,
+        teacher="solo",
+        student="solo",
+        images=replace(EASY, num_train=50),
+        metrics=("segm", "bbox"),
+        grids=(16, 14, 10, 8, 6),
+        epochs=128,
+        longest=4,
+        teacher_epochs=16,
+        teacher_longest=2,
+        teacher_rate=0.0015,
+        teacher_decay=0.05,
+        rates=(0.0015, 0.003, 0.006),
+    ),
     # BCCD has no masks, so the teacher of Faster R-CNN is one, too, and can be inherited. An epoch has 29 steps.
     "bccd_faster_rcnn": replace(
         CASCADE,
