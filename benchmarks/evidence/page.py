@@ -92,11 +92,13 @@ class Page:
         precision = "float32" if pair.amp == "off" else pair.amp
         another = " Of a teacher of another family a student inherits the neck and the first stage."
         shared = "" if pair.teacher == pair.student else another
+        grids = f", grids of {' '.join(map(str, pair.grids))} cells" if pair.grids else ""
         teacher = teacher_config(pair, self.root, epochs=1, seed=0).student
         student = student_config(pair, self.root, epochs=1, rate=pair.rates[0], seed=0).student
         return (
             f"{pair.teacher} with {pair.teacher_backbone} ({self._size(teacher)}) teaches {pair.student} with "
-            f"{pair.student_backbone} ({self._size(student)}), {pair.channels} channels. {self._start()} {what}. "
+            f"{pair.student_backbone} ({self._size(student)}), {pair.channels} channels{grids}. "
+            f"{self._start()} {what}. "
             f"{self._more()}Lengths, rates, decays and strengths were chosen on the validation images{self._whose()}; "
             "all other settings were set by hand, some after earlier runs on the same validation images. All arms "
             f"share seeds, order of images, batch {pair.batch} and precision {precision}, and all but the one that is "
