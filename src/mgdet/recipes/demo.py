@@ -58,6 +58,8 @@ class Pair:
     channels: width of necks and heads.
     teacher_rois, student_rois: regions that train a second stage; a student learns faster with more, at little cost.
     proposals_per_level: boxes of a level that compete for it; the most of them come to nothing on such small images.
+    grids: of a SOLO.
+    teacher_rate, student_rate: learning rates, for 16 images per step.
     smallest: area in square pixels that no object of the pictures is drawn smaller than.
     full, quick: how much it does.
     """
@@ -70,6 +72,9 @@ class Pair:
     teacher_rois: int = ROIS_PER_IMAGE
     student_rois: int = ROIS_PER_IMAGE
     proposals_per_level: int = PROPOSALS_PER_LEVEL
+    grids: tuple[int, ...] = ()
+    teacher_rate: float = 0.004
+    student_rate: float = 0.006
     smallest: float = 0.0
     full: Length = Length(num_train=2000, num_val=250, num_test=500, teacher_epochs=3, student_epochs=2)
     quick: Length = Length(num_train=600, num_val=60, num_test=120, teacher_epochs=2, student_epochs=1, warmup_steps=50)
@@ -131,7 +136,7 @@ def demo_student(pair: str = DEFAULT_PAIR, *, quick: bool = False) -> Config:
             short_edge=(min(IMAGE_SIZE), min(IMAGE_SIZE)),
             workers=1,
         ),
-        optimizer=OptimizerConfig(name="adamw", lr=0.006, weight_decay=0.01, clip_norm=5.0),
+        optimizer=OptimizerConfig(name="adamw", lr=own.student_rate, weight_decay=0.01, clip_norm=5.0),
         schedule=_schedule(length.student_epochs, length.warmup_steps),
         train=TrainConfig(batch=8, log_every=25, metrics=own.metrics),
     )
@@ -142,7 +147,7 @@ def demo_teacher(pair: str = DEFAULT_PAIR, *, quick: bool = False) -> Config:
     own, length = PAIRS[pair], _length(pair, quick)
     config = demo_student(pair, quick=quick)
     config.student = _model(own.teacher, TEACHER_BACKBONE, own, own.teacher_rois)
-    config.optimizer.lr = 0.004
+    config.optimizer.lr = own.teacher_rate
     config.schedule = _schedule(length.teacher_epochs, length.warmup_steps)
     return config
 
@@ -185,6 +190,7 @@ def _model(detector: str, backbone: str, pair: Pair, rois: int) -> ModelConfig:
         norm_eval=False,
         rois_per_image=rois,
         proposals_per_level=pair.proposals_per_level,
+        grids=pair.grids,
         weights="random",
     )
 
