@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -125,10 +127,12 @@ def _paint(pixels: np.ndarray, image_id: int, rng: np.random.Generator) -> dict:
     }
 
 
-def write_detector(path: Path, *, seed: int, classes: tuple[str, ...] = CLASSES, backbone: str = "test_resnet") -> None:
-    """The checkpoint of a detector with random weights, as a run would leave it."""
+def write_detector(
+    path: Path, *, seed: int, classes: tuple[str, ...] = CLASSES, backbone: str = "test_resnet", **changes: Any
+) -> None:
+    """The checkpoint of a detector with random weights, as a run would leave it; `changes` to its section."""
     config = alone()
-    config.student = model(backbone)
+    config.student = replace(model(backbone), **changes)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         detector = detector_from(config.student, len(classes))

@@ -161,6 +161,21 @@ def test_random_weights_and_other_backbones_train_with_adamw(tiny):
     assert decided(tiny, student="mobilenetv3_large_100").config.optimizer.name == "sgd"
 
 
+def test_a_solo_inherits_from_one_with_its_grids_alone(tiny, tmp_path):
+    write_detector(tmp_path / "solo.pth", seed=1, detector="solo", grids=(9, 8, 6, 5, 3))
+
+    def inherits(settings):
+        result = plan(str(tmp_path / "solo.pth"), str(tiny.root), student="test_resnet", settings=SMALL | settings)
+        return line(result, "inherits"), build_models(result.config, CLASSES, fresh=True, say=str)
+
+    words, models = inherits({})
+    assert words == "the teacher's neck and head"
+    assert models.student.student.grids == (9, 8, 6, 5, 3)
+    words, models = inherits({"student.grids": [40, 36, 24, 16, 12]})
+    assert words == "nothing: the grids differ"
+    assert models.student.student.grids == (40, 36, 24, 16, 12)
+
+
 class TestTeachersOfOtherClasses:
     @pytest.fixture
     def other(self, tmp_path):

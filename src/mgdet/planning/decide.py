@@ -13,6 +13,7 @@ from mgdet.data.dataset import DetectionDataset
 from mgdet.data.records import Records
 from mgdet.data.sampler import steps_in_epoch
 from mgdet.detectors.face import Face
+from mgdet.detectors.solo_targets import GRIDS
 from mgdet.engine.schedule import check_given, scaled_lr, usual_drops
 from mgdet.models.recognise import Recognised
 from mgdet.planning.memory import measure_footprint, memory_for_training
@@ -116,6 +117,8 @@ class Decisions:
             return "the teacher knows other classes"
         if student.channels != teacher.channels:
             return f"the widths differ, {student.channels} and {teacher.channels}"
+        if (student.grids or GRIDS) != (teacher.grids or GRIDS):
+            return "the grids differ"
         return ""
 
     def _not_published(self) -> str:
