@@ -115,7 +115,11 @@ PAIRS: dict[str, Pair] = {
         student="solo",
         metrics=("segm", "bbox"),
         mgd=one_stage_mgd(),
-        full=Length(num_train=2000, num_val=250, num_test=500, teacher_epochs=6, student_epochs=2),
+        grids=(16, 14, 10, 8, 6),
+        teacher_rate=0.0015,
+        student_rate=0.003,
+        smallest=1080.0,
+        full=Length(num_train=2000, num_val=250, num_test=500, teacher_epochs=8, student_epochs=3),
         quick=Length(num_train=600, num_val=60, num_test=120, teacher_epochs=3, student_epochs=2, warmup_steps=50),
     ),
 }
