@@ -33,7 +33,7 @@ GAIN = 0.005
 CHOICES_FILE = "choices.json"
 PROTOCOL = 2
 """Of the rules above. By the first, a method had a decay of its own, `DECAY`, and lengths were tried with it."""
-NEWER = {"teacher_decay": DECAY, "choices_of": ""}
+NEWER = {"teacher_decay": DECAY, "choices_of": "", "grids": []}
 """What settings were before pairs had them."""
 LATER = ("note", "seeds", "sweep_seeds")
 """Settings of a pair that no choice depends on."""
