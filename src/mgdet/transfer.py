@@ -113,6 +113,8 @@ def _recognised_lines(checkpoint: Checkpoint) -> list[str]:
         lines.append(
             f"MMDetection must build its {' and '.join(normed)} with norm_cfg=dict(type='GN', num_groups={groups})"
         )
+    if model.grids:
+        lines.append(f"MMDetection must build its mask_head with num_grids={[*model.grids]}")
     return lines
 
 

@@ -120,3 +120,12 @@ class TestGroupsOfNarrowNorms:
         told = f"MMDetection must build its {where} with norm_cfg=dict(type='GN', num_groups=16)"
         assert transfer(tmp_path / "a.pth", tmp_path / "b.pth").splitlines()[1] == told
         assert len(recognise(str(tmp_path / "b.pth")).lines) == 1
+
+    def test_mmdetection_is_told_the_grids_of_a_solo(self, tmp_path):
+        config = alone()
+        config.student = files.ours("solo", grids=(20, 18, 12, 8, 6))
+        save_checkpoint(
+            tmp_path / "a.pth", files.weights(config.student), classes=COCO_CLASSES, config=config.to_dict()
+        )
+        told = "MMDetection must build its mask_head with num_grids=[20, 18, 12, 8, 6]"
+        assert transfer(tmp_path / "a.pth", tmp_path / "b.pth").splitlines()[1] == told
