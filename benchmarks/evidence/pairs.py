@@ -190,23 +190,25 @@ ONE_STAGE = Pair(
     strengths={"mgd": (2e-5, 1e-4, 5e-4), "pkd": (1.5, 6.0, 24.0), "fgd": (2.0, 8.0, 32.0)},
     sweep_seeds=1,
 )
-EASY = Shapes(smallest=1080.0)
-"""Scenes without small objects, for detectors that learn those only in much longer runs."""
+FEW = replace(
+    ONE_STAGE,
+    images=Shapes(num_train=50, smallest=1080.0),
+    epochs=128,
+    longest=4,
+    teacher_epochs=16,
+    teacher_longest=2,
+)
+"""Few scenes, and none with small objects: of more, or with those, students are far from their plateau after all the
+epochs there is time for. An epoch has 7 steps."""
 
 PAIRS: dict[str, Pair] = {
-    # An epoch has 7 steps. Of 200 images a student is far from its plateau after all the epochs there is time for.
     "retinanet": replace(
-        ONE_STAGE,
-        images=replace(EASY, num_train=50),
+        FEW,
         note=f"{BY_TIME} How few images the student gets, and that none has small objects, was set after trials on the "
         "same validation images. There a student alone on these 50 reached 12.1 AP after 128 epochs and 14.3 after "
         "256, which it had reached after half of them, too (rate 0.006, decay 0.1). On 200 images with small objects "
         "one reached 20.6 AP after 32 epochs and 30.9 after 64 (decay 0.4): far from its plateau. A teacher without "
         "small objects reached 40.7 after 8 epochs (rate 0.004, decay 0.01).",
-        epochs=128,
-        longest=4,
-        teacher_epochs=16,
-        teacher_longest=2,
         seeds=5,
     ),
     "faster_rcnn": CASCADE,
@@ -231,26 +233,20 @@ PAIRS: dict[str, Pair] = {
         note="Nothing is searched for this pair, for any arm: it has the teacher, the images and all choices of a "
         "Faster R-CNN (faster_rcnn_short), which is this student without its masks.",
     ),
-    # As many images and steps as the pair of RetinaNets has.
     "reppoints": replace(
-        ONE_STAGE,
+        FEW,
         teacher="reppoints",
         student="reppoints",
-        images=replace(EASY, num_train=50),
         note=f"{BY_TIME} In trials on the same validation images a teacher reached 18.4 AP after 8 epochs (rate "
         "0.006, decay 0.1; 18.5 at 0.0015 and 0.05), where a RetinaNet had 40.7 (0.004, 0.01), so it learns for "
         "longer. How few images the student gets is taken from RetinaNet.",
-        epochs=128,
-        longest=4,
         teacher_epochs=32,
-        teacher_longest=2,
         fgd=FGDConfig(foreground=1.6e-3, background=8e-4, attention=8e-4, relation=8e-6),
     ),
     "solo": replace(
-        ONE_STAGE,
+        FEW,
         teacher="solo",
         student="solo",
-        images=replace(EASY, num_train=50),
         metrics=("segm", "bbox"),
         grids=(16, 14, 10, 8, 6),
         note=f"{BY_TIME} Grids and rates were set after trials on the same validation images. With the published grids "
@@ -258,10 +254,6 @@ PAIRS: dict[str, Pair] = {
         "three times as fast, one reached 3.7 there and 16.1 at the end; at a rate of 0.0015 and a decay of 0.05, 8.3 "
         "and 20.8. A student alone on 50 images reached 3.3 after 128 epochs, and 2.8 at half of them. How few images "
         "the student gets is taken from RetinaNet.",
-        epochs=128,
-        longest=4,
-        teacher_epochs=16,
-        teacher_longest=2,
         teacher_rate=0.0015,
         teacher_decay=0.05,
         rates=(0.0015, 0.003, 0.006),

@@ -98,6 +98,10 @@ def test_own_file_of_another_architecture_says_what_it_is(tmp_path):
     path = tmp_path / "a.pth"
     save_checkpoint(path, forged.state() | {"backbone.layer9.weight": torch.zeros(1)}, classes=None, config=CONFIG)
     assert "it holds a retinanet with the backbone resnet50" in refusal(load_checkpoint, forged.TinyDetector(), path)
+    for grids, words in (([9, 8, 6, 5, 3], "resnet50 and grids of 9 8 6 5 3 cells"), (5, "the backbone resnet50")):
+        config = CONFIG | {"student": CONFIG["student"] | {"grids": grids}}
+        save_checkpoint(path, forged.state() | {"other": torch.zeros(1)}, classes=None, config=config)
+        assert refusal(load_checkpoint, forged.TinyDetector(), path).endswith(words)
 
 
 def test_partial_load_names_what_it_skips(tmp_path):

@@ -295,8 +295,9 @@ class TestWithoutConfig:
 
     def test_the_grids_of_solo_are_in_its_weights(self, states):
         described = files.ours("solo", grids=(20, 18, 12, 8, 6))
-        found = recognise_checkpoint(files.in_memory(files.weights(described))).model
-        assert found.grids == described.grids
+        found = recognise_checkpoint(files.in_memory(files.weights(described)))
+        assert found.model.grids == described.grids
+        assert found.lines[0].startswith("a.pth: solo with resnet50, grids of 20 18 12 8 6 cells, 80 classes")
         assert recognise_checkpoint(files.in_memory(states["solo"])).model.grids == ()
 
 

@@ -149,7 +149,9 @@ def _hint(detector: nn.Module, checkpoint: Checkpoint, refused: Mapping[str, lis
         return f"it was trained for {there} classes, this detector has {here}"
     student = (checkpoint.config or {}).get("student")
     if isinstance(student, Mapping):
-        return f"it holds a {student.get('detector')} with the backbone {student.get('backbone')}"
+        cells = student.get("grids")
+        grids = f" and grids of {' '.join(map(str, cells))} cells" if isinstance(cells, list | tuple) and cells else ""
+        return f"it holds a {student.get('detector')} with the backbone {student.get('backbone')}{grids}"
     if refused.keys() == {RESHAPED}:
         return "the names agree, the sizes do not; check the recipe's backbone and the width of its neck and heads"
     return (

@@ -274,4 +274,5 @@ def _described(model: ModelConfig) -> str:
     width = "" if model.channels == USUAL_CHANNELS else f", {model.channels} channels"
     pixels = Pixels(model.mean, model.std, model.bgr)
     normalised = "" if pixels == IMAGENET else f", {pixel_words(pixels)}"
-    return f"{model.detector} with {model.backbone}{caffe}{deformable}{width}{normalised}"
+    grids = f", grids of {' '.join(map(str, model.grids))} cells" if model.grids else ""
+    return f"{model.detector} with {model.backbone}{caffe}{deformable}{width}{grids}{normalised}"
