@@ -138,7 +138,7 @@ def demo_student(pair: str = DEFAULT_PAIR, *, quick: bool = False) -> Config:
             val_images="val",
             long_edge=max(IMAGE_SIZE),
             short_edge=(min(IMAGE_SIZE), min(IMAGE_SIZE)),
-            workers=1,
+            workers=0,  # on two cores a process that reads takes more from the steps than reading does
         ),
         optimizer=OptimizerConfig(name="adamw", lr=own.student_rate, weight_decay=0.01, clip_norm=5.0),
         schedule=_schedule(length.student_epochs, length.warmup_steps),
