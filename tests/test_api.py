@@ -14,8 +14,9 @@ from mgdet import api
 from mgdet.cli import main
 from mgdet.cli.distill import DistillArguments, parse_distill, settings_of
 from mgdet.config import Config, ModelConfig
-from mgdet.engine.checkpoint import CONFIG_FILE, STATE_FILE, make_folder, write_config
+from mgdet.engine.checkpoint import CONFIG_FILE, STATE_FILE, write_config
 from mgdet.errors import UserError
+from mgdet.files import make_folder
 from mgdet.planning.resume import planned_before
 from refusals import refusal
 from tiny import assert_same_state, start, wait_for

@@ -4,8 +4,9 @@
     python benchmarks/evidence run   --root ROOT --only retinanet --hours 8
     python benchmarks/evidence table --root ROOT --only retinanet
 
-Repeat `tune` and `run` until they say that all is done; `plan` says what is left. Every run is a folder of its own, an
-ordinary one of mgdet, and goes on where it stopped. Several processes, and machines that share ROOT, may work at once.
+Repeat `tune` and `run` until they end with exit code 0 (75: the time is up; 76: other processes work on the rest).
+`plan` says what is left. Every run is a folder of its own, an ordinary one of mgdet, and goes on where it stopped.
+Several processes, and machines that share ROOT, may work at once.
 
 | file | what is in it |
 |---|---|

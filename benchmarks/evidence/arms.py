@@ -37,7 +37,7 @@ class Arm:
     inherit: starts with the teacher's neck and head.
     settings: what else it changes, by dotted name; what follows the first goes with it.
     length: how many times as long it trains.
-    teacher_images: sees the teacher's images, in as many steps.
+    teacher_images: sees the teacher's images, for as many steps, to the nearest whole epoch.
     """
 
     name: str
@@ -160,7 +160,9 @@ def arm_config(
     """
     epochs, sees = arm.length * epochs, pair
     if arm.teacher_images:
-        epochs, sees = math.ceil(epochs * pair.images.num_train / pair.teacher_num_train), pair.as_teacher
+        # An epoch ends with a whole batch, so of few images it has more steps than its share of images.
+        own, more = (math.ceil(images.num_train / pair.batch) for images in (pair.images, pair.teacher_images))
+        epochs, sees = max(1, round(epochs * own / more)), pair.as_teacher
     config = student_config(sees, root, epochs=epochs, rate=rate, seed=seed, decay=decay)
     if arm.method or arm.inherit:
         assert teacher is not None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -23,14 +25,14 @@ from evidence.differences import Row, fill
 from evidence.measure import Measured, TestImages
 from evidence.page import Page
 from evidence.pairs import PAIRS, Pair
-from evidence.runs import Planned, finished_of
+from evidence.runs import Planned, finished_of, only_one
 from evidence.trials import seeing, trial
 from evidence.work import Asked, Clock, stoppable, work, work_on_one
 from mgdet.errors import TrainingError, UserError, nearest
-from mgdet.files import atomic_write
+from mgdet.files import atomic_write, check_folder, make_folder
 
-TIME_IS_UP = 75
-"""Exit code where `--hours` ended before the work did: the same command goes on."""
+TIME_IS_UP, ELSEWHERE = 75, 76
+"""Exit codes where work is left: the time is up, and the same command goes on; other processes work on the rest."""
 RESULTS = Path(__file__).parent.parent / "results"
 
 
@@ -38,22 +40,21 @@ def main(arguments: list[str]) -> int:
     """Runs one command.
 
     Returns:
-        0 when all is done, `TIME_IS_UP`, 128 + the signal that stopped it, 1 or 2 for errors as in mgdet.
+        0 when all is done, `TIME_IS_UP`, `ELSEWHERE`, 128 + the signal that stopped it, 1 or 2 for errors as in mgdet.
     """
     options = parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     clock = Clock(getattr(options, "hours", 0.0))
     try:
         with working_in(options), stoppable():
-            command: Callable[[argparse.Namespace, Clock], None] = options.command
-            command(options, clock)
+            command: Callable[[argparse.Namespace, Clock], int | None] = options.command
+            return command(options, clock) or 0
     except Asked as asked:
         say("the time is up; the same command goes on from here" if clock.expired else str(asked))
         return TIME_IS_UP if clock.expired else 128 + asked.number
     except (UserError, TrainingError) as error:
         sys.stderr.write(f"evidence: {error}\n")
         return 2 if isinstance(error, UserError) else 1
-    return 0
 
 
 @contextmanager
@@ -63,10 +64,9 @@ def working_in(options: argparse.Namespace) -> Iterator[None]:
     for name in ("bccd", "out"):
         path = getattr(options, name, None)
         setattr(options, name, None if path is None else path.resolve())
-    if options.root.exists() and not options.root.is_dir():
-        raise UserError(f"--root is {options.root}, a file; give a folder")
+    check_folder(options.root)
     if options.command is not plan:
-        options.root.mkdir(parents=True, exist_ok=True)
+        make_folder(options.root)
     if options.root.is_dir():
         os.chdir(options.root)
         options.root = Path()
@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
         table: ("table", "measure finished runs on the test images and write a page for each pair"),
     }
     for function, (name, text) in helps.items():
-        own = commands.add_parser(name, help=text, description=text)
+        own = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         own.set_defaults(command=function)
         own.add_argument("--root", type=Path, default=Path("evidence"), help="folder for everything")
         own.add_argument(
@@ -101,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
             metavar="PAIR[/ARM]",
             help="pairs, and of them arms; * stands for any",
         )
-        own.add_argument("--threads", type=int, default=1, help="of torch")
+        own.add_argument("--threads", type=threads, default=1, help="of torch")
         own.add_argument("--bccd", type=Path, help="folder of BCCD, for the pairs of that name")
         if function is try_one:
             own.add_argument("--of", choices=("teacher", "student"), required=True, help="which of the two detectors")
@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
             own.add_argument("--num-train", type=int, help="training images; else as many as the student's")
             own.add_argument("--smallest", type=float, help="area no object is drawn smaller than; else the pair's")
         if function in (try_one, tune, run):
-            own.add_argument("--hours", type=float, default=0.0, help="stop after so many hours; 0: do not")
+            own.add_argument("--hours", type=hours, default=0.0, help="stop after so many hours; 0: do not")
         if function in (run, plan):
             own.add_argument("--seeds", type=int, nargs="+", help="of the runs; else 0, 1, ... as each pair says")
         if function is run:
@@ -123,6 +123,20 @@ def parser() -> argparse.ArgumentParser:
             own.add_argument("--partial", action="store_true", help="also before all runs are finished")
             own.add_argument("--date", default=time.strftime("%Y-%m"), help="in the name of the page")
     return result
+
+
+def threads(text: str) -> int:
+    """A number of threads."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is too few; give 1 or more")
+    return number
+
+
+def hours(text: str) -> float:
+    """A time in hours."""
+    if not 0 <= (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is no time; give 0 or more")
+    return number
 
 
 def make(options: argparse.Namespace, clock: Clock) -> None:
@@ -163,13 +177,15 @@ def tune(options: argparse.Namespace, clock: Clock) -> None:
             except Missing as missing:
                 work_on_one(missing.runs, clock, say)
             else:
-                write_choices(options.root, name, {"made": time.strftime("%Y-%m-%d %H:%M:%S"), **choices})
+                with only_one(options.root / name):
+                    if read_choices(options.root, name) is None:  # another process may just have made them
+                        write_choices(options.root, name, {"made": time.strftime("%Y-%m-%d %H:%M:%S"), **choices})
         choices = _choices(options.root, name)
         say(f"{name}: {options.root / name / 'choices.json'}")
         say(words.of_lead(_lead(choices), "AP on the validation images"))
 
 
-def run(options: argparse.Namespace, clock: Clock) -> None:
+def run(options: argparse.Namespace, clock: Clock) -> int:
     """`run`"""
     lists = []
     for name in pairs_of(options.only):
@@ -181,7 +197,11 @@ def run(options: argparse.Namespace, clock: Clock) -> None:
             )
         _prepare(options, PAIRS[name])
         lists.append([planned for _, planned in reported(options, name, choices)])
-    work(_in_turns(lists), clock, say)
+    if not any(lists):
+        raise UserError(f"--only and --seeds leave no run{'' if options.sweeps else '; --sweeps adds more arms'}")
+    left, number = work(_in_turns(lists), clock, say), sum(map(len, lists))
+    say(f"finished: {number - left} of {number} runs" + (f"; other processes work on {left}" if left else ""))
+    return ELSEWHERE if left else 0
 
 
 def plan(options: argparse.Namespace, clock: Clock) -> None:
@@ -205,18 +225,21 @@ def table(options: argparse.Namespace, clock: Clock) -> None:
     """`table`"""
     if any("/" in pattern for pattern in options.only):
         raise UserError("a page holds all arms of a pair; give --only PAIR")
-    if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out is {options.out}, a file; give a folder")
-    options.out.mkdir(parents=True, exist_ok=True)
+    check_folder(options.out)
+    make_folder(options.out)
     for name in pairs_of(options.only):
         choices = _choices(options.root, name)
         left = [run for _, run in reported(options, name, choices) if finished_of(run) is None]
         if left and not options.partial:
             raise UserError(f"{name}: {len(left)} runs are not finished, the first in {left[0].folder}; run goes on")
-        page = _page(options, name, choices, left)
+        text = _page(options, name, choices, left).text(options.date).encode()
         path = options.out / f"evidence-{name}-{options.date}{'-partial' if left else ''}.md"
-        atomic_write(path, lambda file, page=page: file.write(page.text(options.date).encode()))  # type: ignore[misc]
+        atomic_write(path, partial(_write, text))
         say(f"{name}: {path}")
+
+
+def _write(text: bytes, file: BinaryIO) -> None:
+    file.write(text)
 
 
 def _lead(choices: dict[str, Any]) -> float:
@@ -274,11 +297,12 @@ def reported(options: argparse.Namespace, name: str, choices: dict[str, Any]) ->
         arms += sweep_arms(pair, choices["arms"][SWEPT.name]["strength"])
     arms = [arm for arm in arms if _wanted(name, arm, options.only)]
 
-    def of(arm: Arm) -> Sequence[int]:
-        return given or range(pair.sweep_seeds if arm.settings else pair.seeds)
-
-    seeds = sorted({seed for arm in arms for seed in of(arm)})
-    runs = [(arm, seed) for seed in seeds for arm in arms if seed in of(arm)]
+    runs = [
+        (arm, seed)
+        for seed in range(max(pair.seeds, pair.sweep_seeds))
+        for arm in arms
+        if seed < (pair.sweep_seeds if arm.settings else pair.seeds) and (given is None or seed in given)
+    ]
     return [(arm, planned(pair, options.root, name, arm, choices, seed)) for arm, seed in runs]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from evidence.data import data_config, fingerprint, test_root
 from evidence.pairs import Pair
-from evidence.runs import Finished, Planned, commit, finished_of
+from evidence.runs import Finished, Planned, commit, finished_of, read_lines
 from evidence.work import Say
 from mgdet.data.open import open_splits
 from mgdet.data.records import Records
@@ -72,7 +72,7 @@ class TestImages:
     @property
     def looks(self) -> list[dict[str, Any]]:
         """When students were measured here, and with which code."""
-        return [json.loads(line) for line in self._looks.read_text().splitlines()] if self._looks.exists() else []
+        return read_lines(self._looks)
 
     def _note_look(self) -> None:
         """Adds one line for all that this object measures."""

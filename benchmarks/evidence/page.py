@@ -103,7 +103,7 @@ class Page:
             "all other settings were set by hand, some after earlier runs on the same validation images. All arms "
             f"share seeds, order of images, batch {pair.batch} and precision {precision}, and all but the one that is "
             f"twice as long train for {self.choices['length']['epochs']} epochs{self._steps()}. Each has the "
-            f"rate and decay that its search chose.{shared} "
+            f"rate and decay that its search chose, or that of the arm whose name it begins with.{shared} "
             "A score is that of the last student of a run, in float32. There is one teacher and one set of "
             "backbones; what another of them would change is in no interval."
             + (f"\n\n{pair.note}" if pair.note else "")
@@ -135,7 +135,8 @@ class Page:
         if LABELS not in arms_of(self.pair):
             return ""
         return (
-            " (those on the teacher's images for as many steps, rounded up to whole epochs, in an order of their own)"
+            " (those on the teacher's images for as many steps, to the nearest whole epoch, in an order of their own; "
+            "for them nothing was searched, so with other rates and decays they may gain more)"
         )
 
     def _start(self) -> str:
@@ -358,7 +359,9 @@ def _given(chosen: dict[str, Any], what: str) -> str:
 
 
 def _tried(search: dict[str, Any], field: str) -> list[str]:
-    values = ", ".join(f"{own[field]:g}: {percent(max(own['AP'], 0))}" for own in search["tried"])
+    values = ", ".join(
+        f"{own[field]:g}: {'broke off' if own['AP'] < 0 else percent(own['AP'])}" for own in search["tried"]
+    )
     return [f"{search[field]:g}", values]
 
 

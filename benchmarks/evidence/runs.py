@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ import mgdet
 from mgdet.config import Config
 from mgdet.engine.checkpoint import LAST_FILE, flatten, read_config
 from mgdet.errors import UserError
-from mgdet.files import atomic_write, sha256_of
+from mgdet.files import atomic_write, make_folder, sha256_of
 
 HERE = Path(__file__).resolve().parent
 FINISHED_FILE, SESSIONS_FILE, CLAIM_FILE = "finished.json", "sessions.jsonl", ".claim"
@@ -131,7 +131,7 @@ def gradient_share(folder: Path, method: str) -> float | None:
 @contextmanager
 def claim(folder: Path) -> Iterator[bool]:
     """Says whether this process may work on a run; the claim ends with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = FileLock(folder / CLAIM_FILE)
     try:
         lock.acquire(blocking=False)
@@ -142,6 +142,14 @@ def claim(folder: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Within it this process alone writes what all runs of a pair share; others wait."""
+    make_folder(folder)
+    with FileLock(folder / CLAIM_FILE):
+        yield
 
 
 def note_session(folder: Path) -> None:
@@ -160,14 +168,16 @@ def note_session(folder: Path) -> None:
 
 
 def sessions(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `note_session`, without one that a kill left half-written."""
+    """The lines of `note_session`."""
+    return read_lines(folder / SESSIONS_FILE)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON file that grows, without one that a kill left half-written; none where it is not there."""
     found = []
-    if (folder / SESSIONS_FILE).exists():
-        for line in (folder / SESSIONS_FILE).read_text().splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            found.append(json.loads(line))
     return found
 
 
@@ -199,6 +209,9 @@ def commit() -> str:
 def command() -> str:
     """What was typed, with names in place of this machine's folders."""
     typed, named = list(sys.argv[1:]), {"--root": "ROOT", "--bccd": "BCCD", "--out": "OUT"}
-    for place, option in enumerate(typed[:-1]):
-        typed[place + 1] = named.get(option, typed[place + 1])
+    for place, option in enumerate(typed):
+        if option in named and place + 1 < len(typed):
+            typed[place + 1] = named[option]
+        elif option.partition("=")[0] in named:
+            typed[place] = f"{option.partition('=')[0]}={named[option.partition('=')[0]]}"
     return shlex.join(["python", "benchmarks/evidence", *typed])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evidence.arms import ALONE, INHERITS, TITLES, TWICE
-from evidence.choose import own_searches
+from evidence.choose import GAIN, own_searches
 from evidence.differences import Difference, Row, compared_with
 from evidence.measure import Measured
 from evidence.pairs import Sweep
@@ -31,7 +31,8 @@ def signed(value: float, digits: int = 1) -> str:
 
 def interval(found: Difference) -> str:
     """Its interval in percent, with as many digits as tell a bound from 0."""
-    digits = 1 if all(float(f"{100 * bound:.1f}") or not bound for bound in (found.low, found.high)) else 2
+    bounds = [bound for bound in (found.low, found.high) if bound]
+    digits = next((most for most in range(1, 5) if all(float(f"{100 * bound:.{most}f}") for bound in bounds)), 5)
     return f"[{signed(found.low, digits)}, {signed(found.high, digits)}]"
 
 
@@ -48,28 +49,48 @@ def of_teacher(teacher: Measured | None, rows: Sequence[Row], choices: dict[str,
     whose = choices["pair"].get("choices_of", "")
     other = f" of {whose}" if whose else ""
     alone = next((row.mean(metric) for row in rows if row.arm == ALONE), None)
-    twice = next((found for row in rows if row.arm == TWICE for found in row.differences.get(metric, [])), None)
     if teacher is not None and teacher.scores and alone is not None:
         sentences.append(of_lead(teacher.scores[metric]["AP"] - alone, METRIC_NAMES[metric]))
     for who, own in (("teacher", choices["teacher"]), (f"student alone{other}", choices["length"])):
-        if not own["plateau"]:
-            before, last = own["tried"][-2:]
-            sentences.append(
-                f"The {who} had not reached its plateau: {last['epochs']} epochs instead of {before['epochs']} still "
-                f"gained {100 * (last['AP'] - before['AP']):.1f} AP on the validation images; no longer schedule was "
-                "tried."
-            )
-    if twice is not None and twice.shown and twice.mean > 0:
+        if own["plateau"]:
+            continue
+        before, last = own["tried"][-2:]
+        if min(before["AP"], last["AP"]) < 0:
+            sentences.append(f"Whether the {who} had reached its plateau is not known: a longer run broke off.")
+            continue
         sentences.append(
-            f"The student alone was not at its plateau with these seeds: twice as long is worth {signed(twice.mean)} "
-            f"{METRIC_NAMES[metric]} {interval(twice)} on the test images."
+            f"The {who} had not reached its plateau: {last['epochs']} epochs instead of {before['epochs']} still "
+            f"gained {100 * (last['AP'] - before['AP']):.1f} AP on the validation images; no longer schedule was "
+            "tried."
         )
+    sentences += of_length(rows, metric)
     if edges := of_edges(choices):
         sentences.append(
             f"The best value lay at the edge of its search{other}: {', '.join(edges)}. A wider search might find a "
             "better one, also where no difference is shown."
         )
     return sentences
+
+
+def of_length(rows: Sequence[Row], metric: str) -> list[str]:
+    """What twice the length is worth to the student alone with the reported seeds: whether it is at its plateau."""
+    by_arm = {row.arm: row for row in rows}
+    if ALONE not in by_arm or TWICE not in by_arm or not by_arm[TWICE].differences.get(metric):
+        return []
+    (found,) = by_arm[TWICE].differences[metric]
+    once, twice = ({run.seed: run.finished.ap for run in by_arm[arm].whole} for arm in (ALONE, TWICE))
+    gain = statistics.fmean(twice[seed] - once[seed] for seed in found.seeds)
+    least = f"{100 * GAIN:g} AP"
+    if found.shown and found.mean > 0:
+        verdict = "was not at its plateau with these seeds"
+    elif found.high <= GAIN and len(found.seeds) > 1 and not found.lost:
+        verdict = f"was at its plateau with these seeds, if {least} are the limit"
+    else:
+        verdict = f"may have been at its plateau; that it gains less than {least} is not shown"
+    return [
+        f"The student alone {verdict}: twice as long is worth {signed(found.mean)} {METRIC_NAMES[metric]} "
+        f"{interval(found)} on the test images, {signed(gain)} on the validation images."
+    ]
 
 
 def of_edges(choices: dict[str, Any]) -> list[str]:
@@ -100,17 +121,20 @@ def of_arms(rows: Sequence[Row], metric: str) -> list[str]:
 def of_many(rows: Sequence[Row], metric: str) -> str:
     """How the sentences of `of_arms` are to be read together."""
     number = sum(len(row.differences.get(metric, [])) for row in rows)
-    return (
-        f"Differences are in {METRIC_NAMES[metric]} on the test images, with 95 % intervals. Each interval stands "
-        f"alone: of {number}, about one in twenty would exclude 0 by chance."
+    alone = (
+        f" Each interval stands alone: if no two arms differed, about one in twenty of these {number} would still "
+        "exclude 0."
+        if number
+        else ""
     )
+    return f"Differences are in {METRIC_NAMES[metric]} on the test images, with 95 % intervals.{alone}"
 
 
 def _difference(found: Difference) -> str:
     name, number = f"**{found.other.title}**", len(found.seeds)
     size = f"{signed(found.mean)} {interval(found)}"
     if found.shown:
-        same = found.above if found.mean > 0 else number - found.above
+        same = sum(value * found.mean > 0 for value in found.seeds.values())
         return f"{'above' if found.mean > 0 else 'below'} {name}, {size}, with {same} of {number} seeds"
     if number == 1:
         return f"one seed, which shows nothing yet, against {name}, {size}"
@@ -119,11 +143,13 @@ def _difference(found: Difference) -> str:
 
 
 def of_methods(rows: Sequence[Row], metric: str) -> list[str]:
-    """Where the gain comes from, for the arm that inherits and distills and is best on the validation images."""
+    """Where the gain comes from, for the arm that inherits and distills and is best on the validation images, over the
+    seeds that all such arms have."""
     with_method = [row for row in rows if row.arm.method and INHERITS in compared_with(row.arm) and row.whole]
-    if not with_method:
+    seeds = set.intersection(*({run.seed for run in row.whole} for row in with_method)) if with_method else set()
+    if not seeds:
         return []
-    best = max(with_method, key=lambda row: statistics.fmean(run.finished.ap for run in row.whole))
+    best = max(with_method, key=lambda row: statistics.fmean(run.finished.ap for run in row.whole if run.seed in seeds))
     to = {found.other: found for found in best.differences[metric]}
     if ALONE not in to or INHERITS not in to:
         return []
@@ -198,6 +224,8 @@ def _beside_chosen(points: dict[float, Row], base: Row | None, metric: str) -> s
     }
     if base is None or not compared:
         return ""
+    if all(len(one.seeds) == 1 for one in compared.values()):
+        return f" On the test images no value is compared with **{base.arm.title}**: one seed each shows nothing yet."
     shown = [f"{value:g} ({signed(one.mean)} {interval(one)})" for value, one in compared.items() if one.shown]
     verb = "differ" if len(shown) > 1 else "differs" if shown else "is shown to differ"
     return f" On the test images {' and '.join(shown) or 'no value'} {verb} from **{base.arm.title}**."

@@ -80,19 +80,20 @@ class Clock:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Within it SIGTERM raises `Asked`, where no run is at work that notes the signal itself."""
+    """Within it SIGTERM and Ctrl-C raise `Asked`, where no run is at work that notes the signal itself."""
 
     def ask(number: int, frame: FrameType | None) -> None:
         raise Asked(number)
 
-    before = signal.signal(signal.SIGTERM, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def work(planned: Sequence[Planned], clock: Clock, say: Say) -> None:
+def work(planned: Sequence[Planned], clock: Clock, say: Say) -> int:
     """Does every run that is not finished, in order, but those that other processes work on.
 
     Args:
@@ -100,17 +101,17 @@ def work(planned: Sequence[Planned], clock: Clock, say: Say) -> None:
         clock: how long.
         say: is told what is being done.
 
+    Returns:
+        How many are left, which other processes work on.
+
     Raises:
         Asked: the time is up, or a signal came. Nothing is lost.
         UserError: a run's folder holds another run, or its input is not there.
     """
     while True:
         done = [attempt(run, clock, say) for run in planned if finished_of(run) is None]
-        if all(done):
-            return
         if not any(done):
-            say(f"{done.count(False)} runs are left, which other processes work on")
-            return
+            return len(done)
 
 
 def work_on_one(planned: Sequence[Planned], clock: Clock, say: Say) -> None:

@@ -185,6 +185,18 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.unlink()
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, where they are not there.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from None
+
+
 def check_folder(folder: Path) -> None:
     """Refuses a folder that could not be made or written into, before there is anything to write.
 

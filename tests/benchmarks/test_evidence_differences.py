@@ -105,7 +105,8 @@ def test_a_large_difference_is_shown_and_none_is_not(records):
     assert to_inherits.other == INHERITS
     distance = 1.0 - (alone.mean("bbox") or 0)
     assert mgd.gap["bbox"] == pytest.approx(((mgd.mean("bbox") or 0) - (alone.mean("bbox") or 0)) / distance)
-    assert "of 3, about one in twenty would exclude 0 by chance" in words.of_many(rows, "bbox")
+    assert "about one in twenty of these 3 would still exclude 0." in words.of_many(rows, "bbox")
+    assert words.of_many([alone], "bbox").endswith("with 95 % intervals.")
     of_inherits, of_mgd = words.of_arms(rows, "bbox")
     assert of_inherits == "**inherits only**: no difference from **alone** is shown, 0.0 [0.0, 0.0]."
     gain = words.signed(to_alone.mean)
@@ -114,6 +115,16 @@ def test_a_large_difference_is_shown_and_none_is_not(records):
     (source,) = words.of_methods(rows, "bbox")
     assert f"it is {gain} above the student alone and {gain} [" in source
     assert source.endswith("] above inheriting only.")
+
+
+def test_methods_are_ranked_over_the_seeds_that_all_have(records):
+    pkd = Arm("pkd-inherits", "pkd", True)
+    rows = rows_of(records, {ALONE: 0.2, INHERITS: 0.3, MGD: 0.7, pkd: 0.6}, seeds=2)
+    rows[-1].runs[1] = Measured(Path("run"), 1, Finished({}, error="nan"), {}, [])
+    rows[2].runs[1].finished.val["bbox"]["AP"] = 0.1  # lower than any of pkd's, with a seed that pkd has lost
+    fill(rows, None, records, ["bbox"])
+    (source,) = words.of_methods(rows, "bbox")
+    assert source.startswith("Of the arms that inherit and distill, MGD, inherits is best")
 
 
 def test_what_a_method_does_without_inheriting_is_said_beside_it(records):
@@ -126,18 +137,42 @@ def test_what_a_method_does_without_inheriting_is_said_beside_it(records):
 
 @pytest.mark.parametrize(
     ("low", "high", "text"),
-    [(0.0004, 0.026, "[+0.04, +2.60]"), (0.011, 0.026, "[+1.1, +2.6]"), (0.0, 0.0, "[0.0, 0.0]")],
+    [
+        (0.00002, 0.026, "[+0.002, +2.600]"),
+        (0.0004, 0.026, "[+0.04, +2.60]"),
+        (0.011, 0.026, "[+1.1, +2.6]"),
+        (0.0, 0.0, "[0.0, 0.0]"),
+    ],
 )
 def test_an_interval_tells_its_bounds_from_zero(low, high, text):
     assert words.interval(Difference(ALONE, {0: low}, low, high, False)) == text
 
 
-def test_a_student_that_gains_from_twice_the_length_is_not_at_its_plateau(records):
-    rows = rows_of(records, {ALONE: 0.2, TWICE: 0.8}, seeds=3)
-    fill(rows, None, records, ["bbox"])
+@pytest.mark.parametrize(
+    ("seeds", "low", "high", "verdict"),
+    [
+        ((0.02, 0.03), 0.01, 0.04, "was not at its plateau with these seeds"),
+        ((0.0, 0.012), -0.01, 0.02, "may have been at its plateau; that it gains less than 0.5 AP is not shown"),
+        ((-0.01, 0.005), -0.01, 0.004, "was at its plateau with these seeds, if 0.5 AP are the limit"),
+        ((-0.01,), -0.01, 0.004, "may have been at its plateau; that it gains less than 0.5 AP is not shown"),
+    ],
+)
+def test_what_twice_the_length_is_worth_is_always_said(records, seeds, low, high, verdict):
+    rows = rows_of(records, {ALONE: 0.2, TWICE: 0.8}, seeds=len(seeds))
+    rows[1].differences["bbox"] = [Difference(ALONE, dict(enumerate(seeds)), low, high, False)]
     choices = {"pair": {}, "teacher": {"plateau": True}, "length": {"plateau": True}, "arms": {}}
     (sentence,) = words.of_teacher(None, rows, choices, "bbox")
-    assert sentence.startswith("The student alone was not at its plateau with these seeds: twice as long is worth +")
+    assert sentence.startswith(
+        f"The student alone {verdict}: twice as long is worth {words.signed(np.mean(seeds))} box AP ["
+    )
+    assert sentence.endswith(" on the test images, +60.0 on the validation images.")
+
+
+def test_a_longer_run_that_broke_off_is_no_gain():
+    tried = [{"epochs": 32, "AP": 0.4}, {"epochs": 64, "AP": -1.0}]
+    choices = {"pair": {}, "teacher": {"plateau": False, "tried": tried}, "length": {"plateau": True}, "arms": {}}
+    (sentence,) = words.of_teacher(None, [], choices, "bbox")
+    assert sentence == "Whether the teacher had reached its plateau is not known: a longer run broke off."
 
 
 def test_only_seeds_of_both_arms_are_compared(records):
@@ -263,6 +298,11 @@ def test_sweeps_name_the_best_and_the_worst_value(records):
     assert sentence.endswith(f" On the test images 0.25 ({size}) differs from **MGD, inherits**.")
     (sentence,) = words.of_sweeps(swept[1:], base, *given)
     assert sentence.endswith(" On the test images no value is shown to differ from **MGD, inherits**.")
+    for row in swept:
+        del row.runs[1]
+    fill(swept, None, records, ["bbox"], others=[base])
+    (sentence,) = words.of_sweeps(swept, base, *given)
+    assert sentence.endswith(" no value is compared with **MGD, inherits**: one seed each shows nothing yet.")
 
 
 def test_a_weight_is_no_point_of_a_sweep_of_shares(records):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evidence import backbones, choose, pairs, work
+from evidence import backbones, choose, commands, pairs, work
 from evidence import measure as measuring
 from evidence.arms import student_config
 from evidence.runs import Planned, claim, read_finished, sessions
@@ -91,7 +91,11 @@ def test_from_the_first_choice_to_the_page(evidence, tmp_path, capsys):
     assert "8 of the reported runs are not finished" in early
     assert "one seed, which shows nothing yet" in early
 
+    with claim(evidence.root / "tiny/alone/seed-1"):
+        assert evidence("run", "--anyway", "--only", "tiny/alone") == commands.ELSEWHERE
+    assert capsys.readouterr().out.endswith("finished: 1 of 2 runs; other processes work on 1\n")
     assert evidence("run", "--anyway") == 0
+    assert capsys.readouterr().out.endswith("finished: 16 of 16 runs\n")
     found = {arm: list((evidence.root / "tiny" / arm).glob("seed-*")) for arm in choices["arms"]}
     assert {arm: len(folders) for arm, folders in found.items()} == dict.fromkeys(choices["arms"], 2)
     before = {path: path.stat().st_mtime_ns for path in evidence.root.rglob("test-*.json")}
@@ -221,12 +225,10 @@ def test_nothing_is_begun_when_the_time_is_up(evidence, monkeypatch):
     assert not list(evidence.root.rglob("config.json"))
 
 
-def test_a_signal_outside_of_a_run_ends_it_too(evidence, monkeypatch):
-    def ended(*arguments, **options):
-        signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(work, "train", ended)
-    assert evidence("tune") == 128 + signal.SIGTERM
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_outside_of_a_run_ends_it_too(evidence, monkeypatch, number):
+    monkeypatch.setattr(work, "train", lambda *arguments, **options: signal.raise_signal(number))
+    assert evidence("tune") == 128 + number
 
 
 def test_two_processes_share_the_work(evidence, tiny_pair, monkeypatch):
@@ -237,9 +239,8 @@ def test_two_processes_share_the_work(evidence, tiny_pair, monkeypatch):
     said = []
     with claim(runs[0].folder) as mine:
         assert mine
-        work.work(runs, work.Clock(0), said.append)
+        assert work.work(runs, work.Clock(0), said.append) == 1
         assert done == [runs[1].folder]
-        assert said[-1] == "1 runs are left, which other processes work on"
 
         slept = []
         monkeypatch.setattr(work.time, "sleep", slept.append)

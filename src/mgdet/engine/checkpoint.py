@@ -193,18 +193,6 @@ def check_all_see_it(folder: Path, steps: Sequence[int]) -> None:
         )
 
 
-def make_folder(folder: Path) -> None:
-    """Makes a run's folder, if there is none.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the run's folder {folder} cannot be made: {error.strerror}") from None
-
-
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Keeps other runs out of a run's folder; the lock ends with this process, however it ends.

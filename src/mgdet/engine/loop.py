@@ -17,7 +17,7 @@ from mgdet.data.loader import train_loader
 from mgdet.detectors.face import Face
 from mgdet.distributed import World
 from mgdet.engine.ahead import ahead
-from mgdet.engine.checkpoint import BEST_FILE, LAST_FILE, State, alone_in, make_folder, write_config
+from mgdet.engine.checkpoint import BEST_FILE, LAST_FILE, State, alone_in, write_config
 from mgdet.engine.compiled import compile_pyramids
 from mgdet.engine.ema import Average
 from mgdet.engine.logging import RunLog
@@ -30,6 +30,7 @@ from mgdet.engine.step import Step, load_optimizer
 from mgdet.engine.trackers import open_trackers
 from mgdet.errors import Stalled
 from mgdet.evaluate.coco import evaluate, run_detector
+from mgdet.files import make_folder
 from mgdet.interop.weights import save_checkpoint
 from mgdet.models import Models, describe
 

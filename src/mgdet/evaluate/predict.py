@@ -24,7 +24,7 @@ from mgdet.evaluate.draw import draw_detections
 from mgdet.evaluate.fonts import can_write
 from mgdet.evaluate.sources import Picture, find_pictures, listed
 from mgdet.evaluate.stream import find_in
-from mgdet.files import atomic_write
+from mgdet.files import atomic_write, make_folder
 from mgdet.layers.inference import inference_form
 from mgdet.models.opened import open_detector
 from mgdet.precision import set_float32
@@ -115,12 +115,12 @@ def _predict_all(
     read = ((read_image(picture.file), str(picture.file)) for picture in pictures)
     written: list[Path] = []
     was_there = out.exists()
-    _make_folder(out)
+    make_folder(out)
     try:
         for index, image, found in find_in(detector, read, view, score=score, batch=batch):
             file, copy = pictures[index]
             encoded = _jpeg(draw_detections(image, found, classes, score=score))
-            _make_folder((out / copy).parent)
+            make_folder((out / copy).parent)
             atomic_write(out / copy, partial(_write, encoded))
             written.append(out / copy)
             height, width = image.shape[:2]
@@ -145,13 +145,6 @@ def _jpeg(image: np.ndarray) -> bytes:
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     _, encoded = cv2.imencode(".jpg", image)
     return encoded.tobytes()
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from None
 
 
 def _objects(found: Detections, classes: Sequence[str]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from mgdet.distributed import usual_device
 from mgdet.errors import UserError, nearest
 from mgdet.evaluate.coco import METRICS, check_truth
 from mgdet.evaluate.truth import class_rows
-from mgdet.files import atomic_write, check_folder
+from mgdet.files import atomic_write, check_folder, make_folder
 from mgdet.precision import set_float32
 from mgdet.report import differing, features
 from mgdet.report.bench import Bench, Entry, side_of
@@ -291,10 +291,7 @@ def _learned_alone(row: Row) -> bool:
 def _write(out: Path, page: Page, say: Say) -> None:
     """The page and its numbers, into a folder that is made where it is not there."""
     text, html = json.dumps(page.comparison.to_dict(), indent=1), render(page)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {out} cannot be made: {error.strerror}") from None
+    make_folder(out)
     atomic_write(out / JSON_FILE, lambda file: file.write(text.encode()))
     atomic_write(out / PAGE_FILE, lambda file: file.write(html.encode()))
     say(f"\npage     {out / PAGE_FILE}\nnumbers  {out / JSON_FILE}")

@@ -30,7 +30,7 @@ from mgdet.data.transforms import read_image
 from mgdet.errors import UserError
 from mgdet.evaluate.coco import check_truth
 from mgdet.evaluate.draw import comparison, draw_target
-from mgdet.files import atomic_write
+from mgdet.files import atomic_write, make_folder
 from mgdet.structures import Target
 
 PICTURE_FILE = "samples.jpg"
@@ -263,10 +263,7 @@ def _draw_samples(records: Records, split: str) -> np.ndarray:
 
 def _write_page(page: np.ndarray, out: Path) -> Path:
     _, encoded = cv2.imencode(".jpg", page)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {out} cannot be made: {error.strerror}") from None
+    make_folder(out)
     atomic_write(out / PICTURE_FILE, lambda file: file.write(encoded.tobytes()))
     return out / PICTURE_FILE
 
