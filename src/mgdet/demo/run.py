@@ -30,10 +30,9 @@ from mgdet.models import load_detector
 from mgdet.precision import cpu_has_bfloat16
 from mgdet.recipes.demo import IMAGE_SIZE, PAIRS, demo_distilled, demo_inherits, demo_student, demo_teacher
 from mgdet.report.measure import test_checkpoint
-from mgdet.report.numbers import percent
+from mgdet.report.numbers import STATS, percent
 from mgdet.structures import Target
 
-COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 TITLES = {
     "teacher": "teacher",
     "student": "student alone",
@@ -169,10 +168,10 @@ def _num_parameters(folder: Path) -> int:
 
 def _table(rows: list[Row], name: str) -> str:
     table = Table(title=f"shapes, {name} in percent", title_justify="left", box=None, pad_edge=False)
-    for column in ("", *COLUMNS, "parameters", "gap closed"):
+    for column in ("", *STATS, "parameters", "gap closed"):
         table.add_column(column, justify="right" if column else "left")
     for row in rows:
-        scores = (percent(row.scores[column]) for column in COLUMNS)
+        scores = (percent(row.scores[column]) for column in STATS)
         closed = gap_closed(rows, row.run) if row.run in ("inherits", "distilled") else None
         gap = "" if closed is None else f"{closed:.0%}"
         table.add_row(TITLES[row.run], *scores, f"{row.parameters / 1e6:.2f} M", gap)

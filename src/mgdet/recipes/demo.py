@@ -178,10 +178,8 @@ def _length(pair: str, quick: bool) -> Length:
 
 def _schedule(epochs: int, warmup_steps: int) -> ScheduleConfig:
     """Drops before the last epoch and, of a long schedule, before the one before it too."""
-    drops = {max(1, epochs - 2), max(1, epochs - 1)} if epochs > 6 else {max(1, epochs - 1)}
-    return ScheduleConfig(
-        epochs=epochs, drops=tuple(sorted(drop for drop in drops if drop < epochs)), warmup_steps=warmup_steps
-    )
+    first = epochs - (2 if epochs > 6 else 1)
+    return ScheduleConfig(epochs=epochs, drops=tuple(range(max(1, first), epochs)), warmup_steps=warmup_steps)
 
 
 def _model(detector: str, backbone: str, pair: Pair, rois: int) -> ModelConfig:

@@ -204,11 +204,10 @@ class Comparison:
         if found is None:
             change = signed(kind.mean(metric, "AP") - self.baseline.mean(metric, "AP"))
             return f"{kind.name} {change} {name} vs. {self.baseline.name}, too few images for an interval, {images}"
-        rest = f"{signed(found.value)} {name}, 95 % interval {bounds(found)}, {images}"
+        size, rest = f"{signed(found.value)} {name}", f"95 % interval {bounds(found)}, {images}"
         if not found.shown:
-            return f"No difference shown between {kind.name} and {self.baseline.name}: {rest}"
-        against = "over" if found.value > 0 else "vs."
-        return f"{kind.name} {rest.replace(name, f'{name} {against} {self.baseline.name}', 1)}"
+            return f"No difference shown between {kind.name} and {self.baseline.name}: {size}, {rest}"
+        return f"{kind.name} {size} {'over' if found.value > 0 else 'vs.'} {self.baseline.name}, {rest}"
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain dicts, lists and scalars, ready for JSON; means and deviations beside the runs."""
