@@ -202,12 +202,15 @@ def _set_apart(rows: Sequence[Row], bench: Bench, bootstrap: Bootstrap) -> None:
 def _close_gaps(rows: Sequence[Row], metrics: Sequence[str]) -> None:
     """The share of the way from the first kind to the teacher, where the teacher is shown to be better."""
     teacher = next((row.kind for row in rows if row.kind.role == "teacher"), None)
-    for metric in metrics if teacher is not None else ():
-        gap = teacher.differences[metric]["AP"] if teacher is not None else None
-        for row in rows[1:]:
-            own = row.kind.differences[metric]["AP"]
-            if gap is not None and gap.low > 0 and own is not None and row.kind.role == "compared":
-                row.kind.gap_closed[metric] = own.value / gap.value
+    if teacher is None:
+        return
+    for metric in metrics:
+        gap = teacher.differences[metric]["AP"]
+        if gap is None or gap.low <= 0:
+            continue
+        for kind in (row.kind for row in rows[1:] if row.kind.role == "compared"):
+            if (own := kind.differences[metric]["AP"]) is not None:
+                kind.gap_closed[metric] = own.value / gap.value
 
 
 def _time(rows: Sequence[Row], bench: Bench) -> str:
