@@ -109,7 +109,8 @@ class TestBalance:
             f"loss_pull_fpn_{i}": value for i, value in enumerate(methods)
         }
 
-    def test_a_share_is_of_the_detectors_gradient_level_by_level(self):
+    def test_a_share_is_of_the_detectors_gradient_level_by_level(self, monkeypatch):
+        monkeypatch.setattr(balance, "MEASURED_STEPS", 1)
         weights = self.of()
         assert list(weights.weights.values()) == [0.0, 0.0]
         weights.take(self.norms())
@@ -133,13 +134,21 @@ class TestBalance:
         assert weights.weights == decided
         assert weights.lines() == ["pull.share is met by these weights, measured in 3 steps: fpn_0 0.0938, fpn_1 2"]
 
+    def test_the_weights_grow_while_they_are_measured(self, monkeypatch):
+        monkeypatch.setattr(balance, "MEASURED_STEPS", 4)
+        weights, found = self.of(levels=1), []
+        for _ in range(5):
+            weights.take({"detector_0": 4.0, "loss_pull_fpn_0": 16.0})
+            found += weights.weights.values()
+        assert found == pytest.approx([0.5 * 4 / 16 * done for done in (0.25, 0.5, 0.75, 1.0, 1.0)])
+
     def test_what_was_long_ago_counts_less(self, monkeypatch):
         monkeypatch.setattr(balance, "MEASURED_STEPS", 8)  # so a step counts half as much as the next
         weights = self.of()
         for own in (8.0, 4.0, 2.0):
             weights.take(self.norms(own=(own, 1.0)))
         mean = (8 / 4 + 4 / 2 + 2) / (1 / 4 + 1 / 2 + 1)
-        assert list(weights.weights.values()) == pytest.approx([0.5 * mean / 16, 0.5 * 1 / 0.25])
+        assert list(weights.weights.values()) == pytest.approx([3 / 8 * 0.5 * mean / 16, 3 / 8 * 0.5 * 1 / 0.25])
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     def test_what_is_not_finite_does_not_count(self, bad):
@@ -188,7 +197,8 @@ def test_a_method_of_the_heads_alone_needs_no_pair_of_levels():
     assert losses["loss_outputs"].item() == 7 * 2.0 * 16 + 3 * 16
 
 
-def test_only_modules_with_a_share_are_multiplied():
+def test_only_modules_with_a_share_are_multiplied(monkeypatch):
+    monkeypatch.setattr(balance, "MEASURED_STEPS", 1)
     levels = [LevelMethod(Pulls(2.0), Pair(0, 0)), LevelMethod(Pulls(4.0), Pair(1, 1), share=0.5)]
     student = DistilledStudent(Toy(), levels)
     losses, norms = measured(student)

@@ -15,7 +15,7 @@ from torch import Tensor
 from mgdet.errors import UserError
 
 MEASURED_STEPS = 200
-"""Steps at the start of a run that decide the weights."""
+"""Steps at the start of a run that decide the weights, and in which these grow from 0."""
 REMEMBERED = 0.25
 """The share of these over which means reach back: gradients fall fast at first, and the weights are for what comes."""
 UNREACHED = -1.0
@@ -76,9 +76,10 @@ class Balance:
         weight_l * |d method_l / d tap_l| = s * |d detector / d tap_l|
 
     Both norms are means over the first `MEASURED_STEPS` steps of the run in which a step counts the less the longer ago
-    it was, so a level of two cells gets a weight of its own. In these steps the mean so far decides, and 0 in the very
-    first; from then on the weights stand still. A step with a norm that is not finite does not count. Where either mean
-    is 0 the weight is 0.
+    it was, so a level of two cells gets a weight of its own. In these steps the mean so far decides, times the share of
+    them that is done: the detector's gradient is largest at the start of a run, and a method that is as strong would
+    leave Adam a second moment that slows the student for a thousand steps. From then on the weights stand still. A step
+    with a norm that is not finite does not count. Where either mean is 0 the weight is 0.
 
     It knows plain numbers alone. All processes of a run give it the same.
 
@@ -119,7 +120,8 @@ class Balance:
         kept = 1 - 1 / max(1.0, REMEMBERED * MEASURED_STEPS)
         for name, norm in norms.items():
             self._sums[name] = kept * self._sums.get(name, 0.0) + norm
-        self.weights = self.weights_for(self._sums, self.shares)
+        done = self._steps / MEASURED_STEPS
+        self.weights = {name: done * weight for name, weight in self.weights_for(self._sums, self.shares).items()}
 
     def weights_for(self, norms: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, float]:
         """The weight of each module of `shares`, as its norm and that of the detector on its taps decide it."""
