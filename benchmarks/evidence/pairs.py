@@ -325,7 +325,7 @@ class Sweep:
 
 def sweeps_of(pair: Pair) -> tuple[Sweep, ...]:
     """The sweeps of a pair."""
-    shares = Sweep(name="share", setting="mgd.share", values=(0.3, 1.0, 3.0), instead="mgd.weight")
+    shares = Sweep(name="share", setting="mgd.share", values=(0.3, 1.0, 3.0, 10.0), instead="mgd.weight")
     return (
         Sweep(name="mask", setting="mgd.mask_ratio", values=(0.0, 0.25, 0.45, 0.65, 0.85)),
         Sweep(name=pair.strength, setting=f"mgd.{pair.strength}", values=(0.0625, 0.25, 4.0, 16.0), relative=True),
