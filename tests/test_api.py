@@ -50,7 +50,7 @@ class TestDistill:
         assert trained.code == 0 and str(trained.folder) == "runs/data-retinanet-test_resnet"
         assert [line.split()[0] for line in said][:4] == ["teacher", "data", "student", "recipe"]
         config = Config.from_dict(json.loads((trained.folder / CONFIG_FILE).read_text()))
-        assert (config.schedule.epochs, config.mgd.share, config.inherit) == (2, 0.3, True)
+        assert (config.schedule.epochs, config.mgd.share, config.inherit) == (2, 3.0, True)
         assert step_of(trained.folder) == STEPS
         assert trained.checkpoint.name == "student_best.pth"
         assert mgdet.load(trained.folder).classes == ("square", "tall", "wide")

@@ -21,6 +21,7 @@ from mgdet.interop.weights import read_checkpoint, save_checkpoint
 from mgdet.planning.check import before_training, check, examine
 from mgdet.planning.judge_teacher import judge_teacher
 from mgdet.planning.report import Report
+from mgdet.planning.rules import SHARE
 from mgdet.planning.trial import first_batch, try_step, undone
 from tiny import ALONE, assert_same_run, assert_same_tensors
 
@@ -226,14 +227,14 @@ def test_the_gradient_of_one_micro_batch_is_not_divided_by_those_of_a_step(tiny,
 def test_the_proposed_weight_gives_the_proposed_share(tiny, tmp_path):
     found = examined(tiny.config(), tmp_path / "run").values["shares"]["mgd"]
     config = tiny.config()
-    config.mgd.weight *= 0.3 / found["share"]
+    config.mgd.weight *= SHARE / found["share"]
     again = examined(config, tmp_path / "run").values["shares"]["mgd"]
-    assert again["share"] == pytest.approx(0.3, rel=1e-3)
+    assert again["share"] == pytest.approx(SHARE, rel=1e-3)
     assert again["weights"] == pytest.approx(found["weights"], rel=1e-3)
-    config.mgd = MGDConfig(share=0.3)
+    config.mgd = MGDConfig(share=SHARE)
     shared = examined(config, tmp_path / "run")
     assert shared.values["shares"]["mgd"]["weights"] == pytest.approx(found["weights"], rel=1e-3)
-    assert "mgd.share 0.3 means weights of about fpn_0" in rows(shared, "gradient")[0].detail
+    assert "mgd.share 3 means weights of about fpn_0" in rows(shared, "gradient")[0].detail
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from mgdet.errors import UserError
 from mgdet.models import build_models
 from mgdet.planning import decide
 from mgdet.planning.plan import FAMILIES, plan
+from mgdet.planning.rules import SHARE
 from mgdet.recipes import RECIPES
 from refusals import refusal
 from tiny import CLASSES, write_detector
@@ -207,12 +208,12 @@ class TestMethod:
     def test_a_share_where_they_are_smaller(self, tiny, tmp_path):
         write_wide(tmp_path / "wide.pth")
         result = plan(str(tmp_path / "wide.pth"), str(tiny.root), student="test_resnet")
-        assert (result.config.mgd.weight, result.config.mgd.share) == (0.0, 0.3)
+        assert (result.config.mgd.weight, result.config.mgd.share) == (0.0, SHARE)
         assert "the published weight is for images of 1333 x 800 pixels" in line(result, "method")
 
     def test_a_share_where_the_neck_is_narrower(self, tiny):
         result = decided(tiny)
-        assert (result.config.mgd.weight, result.config.mgd.share) == (0.0, 0.3)
+        assert (result.config.mgd.weight, result.config.mgd.share) == (0.0, SHARE)
         assert "the published weight is for necks of 256 channels" in line(result, "method")
 
     def test_a_share_of_0_that_is_given_leaves_the_published_weight(self, tiny):

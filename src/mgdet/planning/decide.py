@@ -87,7 +87,7 @@ class Decisions:
         for name in config.methods:
             section = getattr(config, name)
             strength = (
-                f"weight {section.weight:g}" if section.weight else f"{section.share:g} of the detector's gradient"
+                f"weight {section.weight:g}" if section.weight else f"{section.share:g} times the detector's gradient"
             )
             reason = f" ({other})" if other and name == "mgd" else ""
             masked = f"mask ratio {section.mask_ratio:g}, " if name == "mgd" else ""
