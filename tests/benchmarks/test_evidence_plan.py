@@ -68,7 +68,7 @@ def test_every_arm_is_a_run_that_differs_in_what_it_is_about_alone(tmp_path, nam
         assert config.methods == ((arm.method,) if arm.method else ())
         own = flatten(config.to_dict())
         changed = {key for key in own.keys() | alone.keys() if own.get(key) != alone.get(key)}
-        about = ("teacher", "inherit", f"{arm.method}.weight", *dict(arm.settings))
+        about = ("teacher", "inherit", f"{arm.method}.{pair.strength}", *dict(arm.settings))
         about += ("schedule.epochs", "train.eval_every") if arm.length > 1 or arm.teacher_images else ()
         about += ("data.root",) if arm.teacher_images else ()
         assert all(key.startswith(about) for key in changed), changed
