@@ -212,9 +212,10 @@ class Page:
         ]
 
     def _sentences(self) -> list[str]:
-        metric = self.pair.metrics[0]
-        sentences = [words.of_many([*self.rows, *self.sweeps], metric)]
-        sentences += words.of_arms(self.rows, metric) + words.of_methods(self.rows, metric)
+        metric, sentences = self.pair.metrics[0], list[str]()
+        for own in self.pair.metrics:
+            sentences.append(words.of_many([*self.rows, *self.sweeps], own))
+            sentences += words.of_arms(self.rows, own) + words.of_methods(self.rows, own)
         sentences += words.of_teacher(self.teacher, self.rows, self.choices, metric)
         if self.base is not None and self.sweeps:
             own = {"mgd.mask_ratio": self.pair.mask_ratio}
