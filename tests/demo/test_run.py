@@ -13,12 +13,12 @@ from mgdet.demo import run as demo
 from mgdet.errors import UserError
 from mgdet.interop.weights import read_checkpoint
 from mgdet.recipes.demo import PAIRS, Length
-from mgdet.report.numbers import percent
+from mgdet.report.numbers import STATS, percent
 from tiny import ALONE
 
 
 def row(run, ap):
-    return demo.Row(run, dict.fromkeys(demo.COLUMNS, ap), 1000)
+    return demo.Row(run, dict.fromkeys(STATS, ap), 1000)
 
 
 class TestGapClosed:
@@ -63,7 +63,7 @@ def test_a_demo_from_start_to_end_and_again(pair, tmp_path, monkeypatch):
     for run, config in runs.items():
         (line, *_) = [line for line in text.splitlines() if line.startswith(f"{demo.TITLES[run]}  ")]
         scores = demo.test_scores(config, out / run, ALONE)[PAIRS[pair].metrics[0]]
-        for column, value in zip(demo.COLUMNS, line.removeprefix(demo.TITLES[run]).split()):
+        for column, value in zip(STATS, line.removeprefix(demo.TITLES[run]).split()):
             assert value == percent(scores[column])
     assert len(json.loads((out / "shapes/annotations/test.json").read_text())["images"]) == 5
     assert not any("teacher" in name for name in read_checkpoint(out / "distilled/student_last.pth").state_dict)
