@@ -58,12 +58,15 @@ def read_choices(root: Path, name: str) -> dict[str, Any] | None:
     """The choices of a pair; None before they have been made.
 
     Raises:
-        UserError: they were made for other settings than `PAIRS` has now.
+        UserError: they were made for other settings than `PAIRS` has now, or the file is damaged.
     """
     path = root / name / CHOICES_FILE
     if not path.exists():
         return None
-    choices: dict[str, Any] = json.loads(path.read_text())
+    try:
+        choices: dict[str, Any] = json.loads(path.read_text())
+    except ValueError:
+        raise UserError(f"{path} is damaged; remove it, and tune makes it again from the runs that are there") from None
     if choices.get("protocol", 1) != PROTOCOL:
         raise UserError(f"{path} was made by other rules than those of now; move {root / name} away")
     before, now = {**NEWER, **choices.get("pair", {})}, json.loads(json.dumps(asdict(PAIRS[name])))

@@ -427,3 +427,10 @@ def test_a_longer_run_that_broke_off_shows_no_plateau(tmp_path, monkeypatch):
     tried, plateau = choose._lengthen(tmp_path, 32, 16, run)
     assert [own["AP"] for own in tried] == [0.4, -1.0]
     assert not plateau
+
+
+def test_damaged_choices_are_a_sentence(tmp_path, capsys):
+    (tmp_path / "solo").mkdir()
+    (tmp_path / "solo/choices.json").write_text('{"protocol')
+    assert commands.main(["plan", "--root", str(tmp_path), "--only", "solo"]) == 2
+    assert "solo/choices.json is damaged; remove it" in capsys.readouterr().err
