@@ -1,4 +1,4 @@
-"""What float32 means on a GPU, and that a CPU does not notice."""
+"""What float32 means on a GPU, that a CPU does not notice, and where a CPU is faster with it than with fewer bits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mgdet.cli import main
-from mgdet.precision import set_float32
+from mgdet.precision import set_float32, slow_types
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +43,29 @@ def test_training_may_round_and_measuring_and_predicting_may_not(tiny, tmp_path,
     assert main([*tiny.arguments("test", distil=False), str(tiny.teacher)]) == 0
     assert main(["predict", str(tiny.teacher), str(picture), "--out", str(tmp_path / "out")]) == 0
     assert asked == [("engine.prepare", False), ("report.measure", True), ("evaluate.predict", True)]
+
+
+def test_a_cpu_says_which_types_it_has_no_instructions_for(tiny, monkeypatch):
+    monkeypatch.setattr("mgdet.precision.cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr("mgdet.precision.cpu_has_float16", lambda: False)
+    config = tiny.config()
+    for amp, notes in (
+        ("off", []),
+        ("bf16", []),
+        (
+            "fp16",
+            ["train.amp is fp16, but this CPU has no instructions for it and float32 is faster; give --train.amp off"],
+        ),
+    ):
+        config.train.amp = amp
+        assert slow_types(config, torch.device("cpu")) == notes
+        assert slow_types(config, torch.device("cuda")) == []
+
+
+def test_a_run_says_that_its_type_is_slow(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("mgdet.precision.cpu_has_bfloat16", lambda: False)
+    run = tmp_path / "run"
+    assert (
+        main([*tiny.arguments("train"), "--train.amp", "bf16", "--train.stop-after", "1", "--run-dir", str(run)]) == 0
+    )
+    assert "train.amp is bf16, but this CPU has no instructions for it" in (run / "log.txt").read_text()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from mgdet.config import Config
+
 AMP_TYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -15,6 +17,26 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
 def cpu_has_bfloat16() -> bool:
     """Has this CPU instructions for bfloat16? Without them it is slower than float32."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def cpu_has_float16() -> bool:
+    """Has this CPU instructions for float16? Without them it is tens of times slower than float32."""
+    return bool(torch.cpu._is_amx_tile_supported())  # the processors with AMX are those with AVX-512 for float16
+
+
+def slow_types(config: Config, device: torch.device) -> list[str]:
+    """What to say of settings that ask a CPU for a type it has no instructions for."""
+    if device.type != "cpu":
+        return []
+    able = {"bf16": cpu_has_bfloat16, "fp16": cpu_has_float16}
+    asked: list[tuple[str, str, str]] = [("train.amp", config.train.amp, "off")]
+    if config.teacher is not None:
+        asked.append(("teacher.precision", config.teacher.precision, "fp32"))
+    return [
+        f"{name} is {value}, but this CPU has no instructions for it and float32 is faster; give --{name} {instead}"
+        for name, value, instead in asked
+        if value in able and not able[value]()
+    ]
 
 
 def set_float32(device: torch.device, *, exact: bool) -> str:

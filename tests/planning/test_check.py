@@ -12,6 +12,7 @@ import torch
 
 import mgdet.engine.loop as loop
 import mgdet.planning.check as checking
+import mgdet.precision as precision
 import mgdet.recipes
 from mgdet.cli import main
 from mgdet.config import MGDConfig
@@ -316,11 +317,23 @@ def test_what_cannot_be_read_is_a_row(tiny, tmp_path):
     assert "nowhere.pth" in report.stops[0]
 
 
-def test_a_bfloat16_step_on_maps_of_one_cell_is_warned_of(tiny, tmp_path):
+def test_a_bfloat16_step_on_maps_of_one_cell_is_warned_of(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
     config = tiny.config()
     config.train.amp = "bf16"
     (row,) = rows(examined(config, tmp_path / "run"), "precision")
     assert row.status == "warning" and "one cell wide" in row.detail
+
+
+def test_a_type_without_instructions_is_warned_of(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: False)
+    config = tiny.config()
+    config.teacher.precision = "bf16"
+    (row,) = rows(examined(config, tmp_path / "run"), "precision")
+    assert row.status == "warning" and row.detail == (
+        "teacher.precision is bf16, but this CPU has no instructions for it and float32 is faster; give "
+        "--teacher.precision fp32"
+    )
 
 
 def test_bfloat16_is_proposed_where_it_is_faster(tiny, tmp_path, monkeypatch):

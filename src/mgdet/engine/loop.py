@@ -33,6 +33,7 @@ from mgdet.evaluate.coco import evaluate, run_detector
 from mgdet.files import make_folder
 from mgdet.interop.weights import save_checkpoint
 from mgdet.models import Models, describe
+from mgdet.precision import slow_types
 
 
 def train(
@@ -69,6 +70,7 @@ def train(
     if check is not None and state is None:
         check(prepared)
     notes = [*prepared.data_notes, *prepared.model_notes, *prepared.schedule_notes]
+    notes += slow_types(config, world.device)
     if config.train.compile:
         notes += compile_pyramids(models.student, models.teacher)
     # Nothing is written before here: what is wrong with the input has been said.

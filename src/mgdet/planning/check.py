@@ -35,7 +35,7 @@ from mgdet.planning.judge_step import (
 from mgdet.planning.judge_teacher import judge_teacher
 from mgdet.planning.report import Report
 from mgdet.planning.trial import Trial, first_batch, is_long, try_step
-from mgdet.precision import cpu_has_bfloat16
+from mgdet.precision import cpu_has_bfloat16, slow_types
 from mgdet.recipes import published_ap
 
 SECONDS = 120.0
@@ -236,6 +236,8 @@ def _judge_precision(prepared: Prepared, batch: Batch, trial: Trial, report: Rep
     config, models = prepared.config, prepared.models
     if prepared.world.device.type != "cpu":
         return
+    for note in slow_types(config, prepared.world.device):
+        report.add("warning", "precision", note)
     narrow = min(
         min(math.ceil(edge / level.stride) for edge in batch.pixels.shape[1:3])
         for level in models.student.student.levels
