@@ -71,6 +71,14 @@ def add_tiny(epochs: int = 1) -> None:
 
 
 @pytest.fixture
+def plain(monkeypatch):
+    """A pair of known settings under a name of the real ones."""
+    from evidence.pairs import PAIRS, Pair
+
+    monkeypatch.setitem(PAIRS, "retinanet", Pair(teacher="retinanet", student="retinanet", seeds=5))
+
+
+@pytest.fixture
 def tiny_pair(monkeypatch):
     """Adds the pair `tiny` while a test runs."""
     from evidence import backbones, pairs
