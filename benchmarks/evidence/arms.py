@@ -83,7 +83,7 @@ def arms_of(pair: Pair) -> list[Arm]:
     """The arms of a pair. PKD and FGD inherit, as MGD does; what a method does without it is shown for MGD."""
     arms = [ALONE, TWICE, INHERITS, Arm("mgd", "mgd")]
     arms += [Arm(f"{method}-inherits", method, True) for method in METHODS if method in pair.strengths]
-    return arms + ([LABELS, START, SAME] if pair.teacher_num_train else [])
+    return arms + ([LABELS, START, SAME] if pair.teacher_num_train and pair.on_teacher_images else [])
 
 
 def sweep_arms(pair: Pair, chosen: float) -> list[Arm]:

@@ -37,7 +37,7 @@ PROTOCOL = 2
 """Of the rules above. By the first, a method had a decay of its own, `DECAY`, and lengths were tried with it."""
 NEWER = {"teacher_decay": DECAY, "choices_of": "", "grids": []}
 """What settings were before pairs had them."""
-LATER = ("note", "seeds", "sweep_seeds")
+LATER = ("note", "seeds", "sweep_seeds", "on_teacher_images")
 """Settings of a pair that no choice depends on."""
 
 Tried = list[dict[str, Any]]

@@ -99,7 +99,7 @@ class Page:
             f"{pair.teacher} with {pair.teacher_backbone} ({self._size(teacher)}) teaches {pair.student} with "
             f"{pair.student_backbone} ({self._size(student)}), {pair.channels} channels{grids}. "
             f"{self._start()} {what}. "
-            f"{self._more()}Lengths, rates, decays and strengths were chosen on the validation images{self._whose()}; "
+            f"{self._more()}{self._chosen()} were chosen on the validation images{self._whose()}; "
             "all other settings were set by hand, some after earlier runs on the same validation images. All arms "
             f"share seeds, order of images, batch {pair.batch} and precision {precision}, and all but the one that is "
             f"twice as long train for {self.choices['length']['epochs']} epochs{self._steps()}. Each has the "
@@ -108,6 +108,11 @@ class Page:
             "backbones; what another of them would change is in no interval."
             + (f"\n\n{pair.note}" if pair.note else "")
         )
+
+    def _chosen(self) -> str:
+        """What was searched."""
+        searched = any(len(values) > 1 for values in self.pair.strengths.values())
+        return "Lengths, rates, decays and strengths" if searched else "Lengths, rates and decays"
 
     def _whose(self) -> str:
         """Another pair whose choices these are."""
@@ -126,8 +131,11 @@ class Page:
             return ""
         return (
             f"The teacher was trained on {more.num_train:,} images, the students' {own.num_train:,} and others, so "
-            "what a student gains from it may also come from images that it has not seen itself. Arms on the teacher's "
-            f"images are trained on all {more.num_train:,}, with their labels. "
+            "what a student gains from it may also come from images that it has not seen itself. "
+        ) + (
+            f"Arms on the teacher's images are trained on all {more.num_train:,}, with their labels. "
+            if LABELS in arms_of(self.pair)
+            else ""
         )
 
     def _steps(self) -> str:

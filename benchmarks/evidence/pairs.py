@@ -69,6 +69,7 @@ class Pair:
     images: what they see.
     teacher_num_train: how many images the teacher is trained on, of which the students' are the first, as where a
         teacher has seen more than its students get; 0: the students' images.
+    on_teacher_images: where it has, three more arms are trained on all of them.
     note: what a reader of the page has to know about how these settings came about.
     metrics: what is measured; choices go by AP of the first.
     pretraining: steps in which the backbones learn to tell single shapes apart (`backbones.py`); 0: random weights.
@@ -98,6 +99,7 @@ class Pair:
     choices_of: str = ""
     images: Shapes | Bccd = Shapes()
     teacher_num_train: int = 0
+    on_teacher_images: bool = True
     note: str = ""
     metrics: tuple[Metric, ...] = ("bbox",)
     teacher_backbone: str = "resnet18"
@@ -260,6 +262,7 @@ PAIRS: dict[str, Pair] = {
         channels=32,
         grids=(12, 10, 8, 6, 5),
         amp="off",
+        on_teacher_images=False,
         note=f"{BY_TIME} The size of the pictures, the width, the grids and the number of images are what three seeds "
         "had time for on a processor without bfloat16. Rates were set after trials with pictures of 128 x 160 pixels, "
         "64 channels and bfloat16. There a teacher with the published grids reached 2.4 mask AP on the validation "

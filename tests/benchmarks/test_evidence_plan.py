@@ -38,7 +38,7 @@ def test_what_an_arm_has_to_beat_starts_as_it_does(name):
     pair = pairs.PAIRS[name]
     more = (
         ["alone.teacher-images", "inherits.teacher-images", "mgd-inherits.teacher-images"]
-        if pair.teacher_num_train
+        if pair.teacher_num_train and pair.on_teacher_images
         else []
     )
     own = ["alone", "alone.twice", "inherits", "mgd", "mgd-inherits", "pkd-inherits", "fgd-inherits"]
