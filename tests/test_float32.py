@@ -66,6 +66,9 @@ def test_a_run_says_that_its_type_is_slow(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("mgdet.precision.cpu_has_bfloat16", lambda: False)
     run = tmp_path / "run"
     assert (
-        main([*tiny.arguments("train"), "--train.amp", "bf16", "--train.stop-after", "1", "--run-dir", str(run)]) == 0
+        main(
+            [*tiny.arguments("train"), "--teacher.precision", "bf16", "--train.stop-after", "1", "--run-dir", str(run)]
+        )
+        == 0
     )
-    assert "train.amp is bf16, but this CPU has no instructions for it" in (run / "log.txt").read_text()
+    assert "teacher.precision is bf16, but this CPU has no instructions for it" in (run / "log.txt").read_text()
