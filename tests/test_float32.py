@@ -48,6 +48,7 @@ def test_training_may_round_and_measuring_and_predicting_may_not(tiny, tmp_path,
 def test_a_cpu_says_which_types_it_has_no_instructions_for(tiny, monkeypatch):
     monkeypatch.setattr("mgdet.precision.cpu_has_bfloat16", lambda: True)
     monkeypatch.setattr("mgdet.precision.cpu_has_float16", lambda: False)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     config = tiny.config()
     for amp, notes in (
         ("off", []),
@@ -60,10 +61,13 @@ def test_a_cpu_says_which_types_it_has_no_instructions_for(tiny, monkeypatch):
         config.train.amp = amp
         assert slow_types(config, torch.device("cpu")) == notes
         assert slow_types(config, torch.device("cuda")) == []
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert slow_types(config, torch.device("cpu")) == []
 
 
 def test_a_run_says_that_its_type_is_slow(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("mgdet.precision.cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     run = tmp_path / "run"
     assert (
         main(

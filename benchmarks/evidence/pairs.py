@@ -280,7 +280,7 @@ PAIRS: dict[str, Pair] = {
         rates=(0.003, 0.006),
         decays=(DECAY, 0.4),
         strength="share",
-        strengths=dict.fromkeys(("mgd", "pkd", "fgd"), (3.0,)),
+        strengths=dict.fromkeys(SHARES, (3.0,)),
         sweep_seeds=1,
     ),
     # BCCD has no masks, so the teacher of Faster R-CNN is one, too, and can be inherited. An epoch has 29 steps.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import torch
 
 from mgdet.config import Config
@@ -20,13 +22,16 @@ def cpu_has_bfloat16() -> bool:
 
 
 def cpu_has_float16() -> bool:
-    """Has this CPU instructions for float16? Without them it is tens of times slower than float32."""
+    """Has this CPU instructions for float16? Without them it is many times slower than float32."""
     return bool(torch.cpu._is_amx_tile_supported())  # the processors with AMX are those with AVX-512 for float16
 
 
 def slow_types(config: Config, device: torch.device) -> list[str]:
-    """What to say of settings that ask a CPU for a type it has no instructions for."""
-    if device.type != "cpu":
+    """What to say of settings that ask a CPU for a type it has no instructions for.
+
+    Nothing is said of CPUs other than x86: torch does not tell what they have.
+    """
+    if device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
         return []
     able = {"bf16": cpu_has_bfloat16, "fp16": cpu_has_float16}
     asked: list[tuple[str, str, str]] = [("train.amp", config.train.amp, "off")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 
 import colours
 import pytest
@@ -12,7 +11,6 @@ import torch
 
 import mgdet.engine.loop as loop
 import mgdet.planning.check as checking
-import mgdet.precision as precision
 import mgdet.recipes
 from mgdet.cli import main
 from mgdet.config import MGDConfig
@@ -315,48 +313,6 @@ def test_what_cannot_be_read_is_a_row(tiny, tmp_path):
     report = check(config, folder=tmp_path / "run", say=silent)
     assert [(row.status, row.what) for row in report.rows] == [("stop", "start")]
     assert "nowhere.pth" in report.stops[0]
-
-
-def test_a_bfloat16_step_on_maps_of_one_cell_is_warned_of(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
-    config = tiny.config()
-    config.train.amp = "bf16"
-    (row,) = rows(examined(config, tmp_path / "run"), "precision")
-    assert row.status == "warning" and "one cell wide" in row.detail
-
-
-def test_a_type_without_instructions_is_warned_of(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: False)
-    config = tiny.config()
-    config.teacher.precision = "bf16"
-    (row,) = rows(examined(config, tmp_path / "run"), "precision")
-    assert row.status == "warning" and row.detail == (
-        "teacher.precision is bf16, but this CPU has no instructions for it and float32 is faster; give "
-        "--teacher.precision fp32"
-    )
-
-
-def test_bfloat16_is_proposed_where_it_is_faster(tiny, tmp_path, monkeypatch):
-    config = tiny.config()
-    config.data.long_edge, config.data.short_edge = 256, (192, 192)
-    config.schedule.epochs = 1000
-    steps = []
-    take = checking.try_step
-
-    def timed(prepared, batch, reading, *, bf16=False, seconds=0.0):
-        trial = take(prepared, batch, reading, bf16=bf16, seconds=seconds)
-        steps.append(bf16)
-        return replace(trial, seconds=0.4 if bf16 else 1.0)
-
-    monkeypatch.setattr(checking, "try_step", timed)
-    for able, expected in ((True, [False, True]), (False, [False])):
-        monkeypatch.setattr(checking, "cpu_has_bfloat16", lambda able=able: able)
-        steps.clear()
-        report = examined(config, tmp_path / "run")
-        assert steps == expected
-        assert [row.detail for row in rows(report, "precision")] == (
-            ["with --train.amp bf16 a step takes 40% of the time on this CPU"] if able else []
-        )
 
 
 class TestCommands:
