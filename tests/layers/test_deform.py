@@ -82,22 +82,35 @@ def test_what_is_not_a_number_stays_so():
     assert moved.isnan().sum() == moved.shape[1]
 
 
-def test_memory_holds_one_block_of_samples(monkeypatch):
-    (x, offsets, weight), options = draw("groups")
-    largest = 0
-    embedding_bag = torch.nn.functional.embedding_bag
+@pytest.fixture
+def bags(monkeypatch) -> list[int]:
+    """How many numbers each call of `embedding_bag` samples, from now on."""
+    sizes, embedding_bag = [], torch.nn.functional.embedding_bag
 
     def record(*arguments, **keywords):
-        nonlocal largest
         samples = embedding_bag(*arguments, **keywords)
-        largest = max(largest, samples.numel())
+        sizes.append(samples.numel())
         return samples
 
     monkeypatch.setattr(torch.nn.functional, "embedding_bag", record)
+    return sizes
+
+
+def test_memory_holds_one_block_of_samples(bags, monkeypatch):
+    (x, offsets, weight), options = draw("groups")
     monkeypatch.setattr(deform, "FORWARD_SAMPLES", 5000)
     monkeypatch.setattr(deform, "BACKWARD_SAMPLES", 5000)
     deform_conv2d(x, offsets, weight, **options).sum().backward()
-    assert 0 < largest <= 5000
+    assert 0 < max(bags) <= 5000
+
+
+def test_small_images_share_a_block(bags, monkeypatch):
+    (x, offsets, weight), options = draw("plain")
+    of_one = offsets[0, 0].numel() * 9 * x.shape[1]
+    x, offsets = x.repeat(3, 1, 1, 1), offsets.repeat(3, 1, 1, 1)
+    monkeypatch.setattr(deform, "FORWARD_SAMPLES", 4 * of_one)
+    deform_conv2d(x, offsets, weight, **options).sum().backward()
+    assert sorted(bags) == [2 * of_one] * 2 + [4 * of_one] * 2  # forward and back
 
 
 def test_torchvisions_kernel_serves_other_devices():
