@@ -127,7 +127,11 @@ def test_fgd(name):
     gradients = {"S": mine.grad} | {key: p.grad for key, p in method.named_parameters()}
     for gradient, entry in stored["grads"].items():
         key = gradient.removeprefix("grad.")
-        assert_gradient(gradients[key], entry, samples[f"{name}/grad.{key}"], f"open:{name}:grad.{key}")
+        if key in ("conv_mask_s.bias", "conv_mask_t.bias"):  # a softmax follows: 0 but for rounding, the record's too
+            least = 1e-6 * gradients[key.replace("bias", "weight")].norm().item()
+            assert gradients[key].norm().item() <= least and entry["norm"] <= least
+        else:
+            assert_gradient(gradients[key], entry, samples[f"{name}/grad.{key}"], f"open:{name}:grad.{key}")
 
 
 def test_fgd_starts_with_identity_blocks():
