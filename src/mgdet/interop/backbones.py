@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import timm
-import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
 
@@ -17,11 +16,14 @@ from mgdet.errors import UserError
 from mgdet.files import reach, reason_of, sha256_of
 from mgdet.interop.weights import Checkpoint
 from mgdet.layers.backbone import build_backbone, features_of
+from mgdet.layers.meta import on_meta
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 COUNTER = ".num_batches_tracked"
 SIMILAR = 0.6
 """Share of the names, digits apart, that two networks of one family have in common."""
+FIRST = ("resnet", "mobilenetv3", "efficientnet", "regnet", "convnext")
+"""timm's modules of the backbones that detectors mostly have: they are looked through before all others."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -121,14 +123,16 @@ def _not_downloaded(name: str, place: str, reason: str) -> UserError:
 def timm_names(shapes: Shapes) -> list[str]:
     """The timm models whose feature stages have exactly these names and shapes.
 
-    It needs no memory for weights, but builds a member of each family, and all of a similar one: twenty seconds.
+    It needs no memory for weights, but builds a member of each family, and all of a similar one: a few seconds for the
+    families of `FIRST`, twenty for the last.
 
     Args:
         shapes: of a backbone's tensors, by name.
     """
     wanted = {name: shape for name, shape in shapes.items() if not name.endswith(COUNTER)}
     pattern = _without_digits(wanted)
-    families = [members for module in timm.list_modules() if (members := timm.list_models(module=module))]
+    modules = dict.fromkeys([*FIRST, *timm.list_modules()])
+    families = [members for module in modules if (members := timm.list_models(module=module))]
     for place in (0.5, 0.0, 1.0):  # a family's members may differ: its middle one, and if need be its first and last
         for members in families:
             other = _without_digits(shapes_of(members[round(place * (len(members) - 1))]))
@@ -142,7 +146,7 @@ def timm_names(shapes: Shapes) -> list[str]:
 def shapes_of(name: str) -> Shapes:
     """Of a timm model's feature stages, without memory for its weights; empty where it has no such stages."""
     try:
-        with torch.device("meta"):
+        with on_meta():
             network = features_of(name)
     except UserError:
         return {}

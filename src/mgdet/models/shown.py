@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import timm
-import torch
 
 from mgdet.config import ModelConfig
 from mgdet.detectors.base import Detector
@@ -19,6 +18,7 @@ from mgdet.errors import UserError
 from mgdet.interop.backbones import timm_names
 from mgdet.interop.names import DETECTOR_HEADS, is_detector, some
 from mgdet.interop.weights import Checkpoint
+from mgdet.layers.meta import on_meta
 from mgdet.models.agree import BOTTLENECKS
 from mgdet.models.detectors import detector_from
 from mgdet.models.strangers import CASCADE, FASTER, FPN, OTHER_TOOLS, RETINANET, Stranger, lacking, strangers
@@ -107,7 +107,7 @@ def read_shapes(checkpoint: Checkpoint) -> Shown:
             frozen_stages=0,
             grids=_grids(shapes),
         )
-        with torch.device("meta"):
+        with on_meta():
             detector = detector_from(model, num_classes)
     except UserError as error:
         raise UserError(f"{path} holds a {name} with {backbone}, but {error}") from None

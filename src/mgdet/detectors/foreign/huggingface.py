@@ -33,6 +33,7 @@ from mgdet.errors import UserError, nearest
 from mgdet.files import RUN_FILES
 from mgdet.interop.loading import load_checkpoint
 from mgdet.interop.weights import Checkpoint, read_checkpoint
+from mgdet.layers.meta import on_meta
 
 MODELS = (
     "PekingU/rtdetr_r50vd",
@@ -180,7 +181,7 @@ def class_entries(config: Any) -> set[str]:
 
 def _shapes(config: Any) -> dict[str, torch.Size]:
     """The shape of each entry of the state dict, without making it."""
-    with torch.device("meta"):
+    with on_meta():
         return {name: value.shape for name, value in new_library(config).state_dict().items()}
 
 

@@ -31,6 +31,7 @@ from mgdet.files import HASH_IN_NAME, fetch, sha256_of
 from mgdet.interop.loading import load_checkpoint
 from mgdet.interop.safe_pickle import load_untrusted
 from mgdet.interop.weights import Checkpoint, read_checkpoint
+from mgdet.layers.meta import on_meta
 
 MODELS = (
     "retinanet_resnet50_fpn",
@@ -194,7 +195,7 @@ def _freeze_norms(model: Any, eps: float) -> None:
 @lru_cache
 def _class_entries(name: str, wide_tail: bool = False) -> dict[str, int]:
     """The entries of the state dict that grow with the number of outputs, and by how many values for each."""
-    with torch.device("meta"):
+    with on_meta():
         few, more = (_random(name, outputs, wide_tail=wide_tail).state_dict() for outputs in (3, 4))
     return {entry: len(more[entry]) - len(few[entry]) for entry in few if few[entry].shape != more[entry].shape}
 
@@ -335,7 +336,7 @@ def read_classes(name: str, checkpoint: Checkpoint) -> tuple[int, tuple[str, ...
 
 def only_square(name: str) -> int:
     """The edge in pixels of the squares that a detector takes; 0 where it takes images of any size."""
-    with torch.device("meta"):
+    with on_meta():
         transform: Any = _random(name, COCO_OUTPUTS).transform
     return int(transform.fixed_size[0]) if transform.fixed_size is not None else 0
 
@@ -343,7 +344,7 @@ def only_square(name: str) -> int:
 @lru_cache
 def _shapes(name: str, wide_tail: bool) -> dict[str, tuple[int, ...]]:
     """The state dict of a detector, but for the counters of its norms, which frozen ones lack."""
-    with torch.device("meta"):
+    with on_meta():
         state = _random(name, COCO_OUTPUTS, wide_tail=wide_tail).state_dict()
     return {entry: tuple(value.shape) for entry, value in state.items() if not entry.endswith(COUNTER)}
 
@@ -367,7 +368,7 @@ def _written_by_export(path: Path) -> dict[str, Any] | None:
 
 def _description_of(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
     """What a plain state dict shows of the model that it came from."""
-    with torch.device("meta"):
+    with on_meta():
         plain = {n: value for n, value in _random(name, COCO_OUTPUTS).state_dict().items() if n.startswith("backbone.")}
     others = [entry for entry, value in plain.items() if entry in state and state[entry].shape != value.shape]
     wide_tail = name == SSDLITE and bool(others)
