@@ -230,7 +230,7 @@ def test_on_cuda_everything_is_on_the_device_and_only_to_host_asks_for_values(na
 def test_half_precision_gives_finite_close_losses(name, amp, monkeypatch):
     monkeypatch.setattr(torch, "randperm", torch.arange)
     # So large that every level has two cells: oneDNN's bfloat16 gradients of single ones are wrong.
-    size = (192, 256)
+    size = (160, 160)
     detector, images, targets = build(name).train(), torch.randn(2, 3, *size), waits.scene(2, 3, size)
     exact = detector.losses(detector.pyramid(images).maps, targets)
     with torch.autocast("cpu", dtype=amp):

@@ -28,19 +28,22 @@ def patient(tiny, patience, **changes):
     return config
 
 
+def say_scores(patch, values):
+    """What each evaluation comes to."""
+    left = iter(values)
+    patch.setattr(loop, "evaluate", lambda *_: {"bbox": CocoScores({"AP": next(left)}, {})})
+
+
 @pytest.fixture
 def scores(monkeypatch):
-    """Says what each evaluation comes to."""
+    return lambda values: say_scores(monkeypatch, values)
 
-    def become(values):
-        left = iter(values)
-        monkeypatch.setattr(loop, "evaluate", lambda *_: {"bbox": CocoScores({"AP": next(left)}, {})})
 
-    return become
+VALUES = [0.1, 0.3, 0.2, 0.3, 0.9]
 
 
 def test_it_ends_where_nothing_gets_better(tiny, tmp_path, scores, capsys):
-    scores([0.1, 0.3, 0.2, 0.3, 0.9])
+    scores(VALUES)
     assert train(patient(tiny, 2), tmp_path / "run") == 0
     state = state_of(tmp_path / "run")
     assert (state.step, state.best, state.stale) == (4 * STEPS_PER_EPOCH, 0.3, 2)
@@ -50,16 +53,23 @@ def test_it_ends_where_nothing_gets_better(tiny, tmp_path, scores, capsys):
     assert last in (tmp_path / "run" / "log.txt").read_text()
 
 
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """A run that ended by itself after 24 steps."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        say_scores(patch, VALUES)
+        assert train(patient(tiny, 2), folder) == 0
+    return folder
+
+
 @pytest.mark.parametrize("stop_after", [3, 6, 14, 18, 20, 24])
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tiny, tmp_path, scores, stop_after):
-    values = [0.1, 0.3, 0.2, 0.3, 0.9]
-    for name in ("whole", "resumed"):
-        scores(values)
-        config = patient(tiny, 2, stop_after=stop_after if name == "resumed" else 0)
-        assert train(config, tmp_path / name) == 0
-    assert train(patient(tiny, 2), tmp_path / "resumed", resume=True) == 0
-    assert_same_state(tmp_path / "resumed", tmp_path / "whole")
-    assert records(tmp_path / "resumed") == records(tmp_path / "whole")
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(whole, tiny, tmp_path, scores, stop_after):
+    scores(VALUES)
+    assert train(patient(tiny, 2, stop_after=stop_after), tmp_path / "run") == 0
+    assert train(patient(tiny, 2), tmp_path / "run", resume=True) == 0
+    assert_same_state(tmp_path / "run", whole)
+    assert records(tmp_path / "run") == records(whole)
 
 
 def test_more_patience_goes_on_from_there(tiny, tmp_path, scores, capsys):

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mgdet import build_detector
 from mgdet.config import DataConfig
-from mgdet.detectors.exported import Exported
+from mgdet.detectors.exported import Exported, Preprocessing
 from mgdet.detectors.face import Face
 from mgdet.export.forms import form_of
 from mgdet.export.forms.base import Form
@@ -98,10 +98,14 @@ def assert_graph_is(detector: Face, exported: Exported, image: np.ndarray, *, ro
     assert_same(detector, expected, exported.run(image), rounding=rounding)
 
 
+def how_of(detector: Face, size: tuple[int, int] | None) -> Preprocessing:
+    """What a detector's graph does to images of one size (h, w) or of any."""
+    return preprocessing_of(detector, DataConfig(square=(detector.native_size or (0,))[0]), size, dynamic=size is None)
+
+
 def graph_of(detector: Face, size: tuple[int, int] | None = None) -> Exported:
     """The exported graph of a detector, for images of one size (h, w) or of any."""
     from mgdet.export.graph import build_graph, canvas_of
 
-    how = preprocessing_of(detector, DataConfig(square=(detector.native_size or (0,))[0]), size, dynamic=size is None)
-    notes = Notes(tuple("abc"), how, "a retinanet", "")
+    notes = Notes(tuple("abc"), how_of(detector, size), "a retinanet", "")
     return Exported(notes.file_of(build_graph(detector, canvas_of(detector, size)), "fp32"), path=Path("graph.onnx"))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from lively import graph_of, ours, picture
+from lively import how_of, ours, picture
 
 from mgdet.cli import main
 from mgdet.detectors.exported import Exported
+from mgdet.detectors.face import Face
 from mgdet.export.graph import build_graph, canvas_of
 from mgdet.export.half import to_half
 from mgdet.export.int8 import to_int8
@@ -24,22 +26,29 @@ pytestmark = pytest.mark.slow
 SIZE = (96, 128)
 
 
-def of_few_bits(name: str, precision: str) -> tuple[object, Exported, onnx.ModelProto]:
+@lru_cache(maxsize=1)
+def built(name: str) -> tuple[Face, bytes]:
+    """A detector and its graph in float32."""
     detector = ours(name)
-    model = build_graph(detector, canvas_of(detector, SIZE))
+    return detector, build_graph(detector, canvas_of(detector, SIZE)).SerializeToString()
+
+
+def of_few_bits(name: str, precision: str) -> tuple[Face, Exported, onnx.ModelProto]:
+    detector, graph = built(name)
+    model = onnx.load_from_string(graph)
     few = to_half(model) if precision == "fp16" else to_int8(model, [picture(*SIZE, seed) for seed in range(8)])
-    how = graph_of(detector, SIZE).preprocessing
-    return detector, Exported(Notes(tuple("abc"), how, name, "").file_of(few, precision), path=Path("few.onnx")), few
+    notes = Notes(tuple("abc"), how_of(detector, SIZE), name, "")
+    return detector, Exported(notes.file_of(few, precision), path=Path("few.onnx")), few
 
 
-@pytest.mark.parametrize("name", ["retinanet", "faster_rcnn", "solo"])
+@pytest.mark.parametrize("name", ["solo", "faster_rcnn", "retinanet"])
 def test_half_precision(name):
     detector, graph, model = of_few_bits(name, "fp16")
     weights = [tensor for tensor in model.graph.initializer if np.prod(tensor.dims) > 100]
     assert sum(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in weights) > len(weights) / 2
     found = graph.run(picture(*SIZE))
     assert len(found.scores) > 0
-    seen = resemble(detector, graph, [picture(*SIZE)], overlap=0.9)  # type: ignore[arg-type]
+    seen = resemble(detector, graph, [picture(*SIZE)], overlap=0.9)
     assert seen.share > 0.9
 
 
@@ -51,8 +60,7 @@ def test_eight_bits():
 
 
 def test_the_last_layers_of_a_network_are_known():
-    detector = ours("retinanet")
-    model = build_graph(detector, canvas_of(detector, SIZE))
+    model = onnx.load_from_string(built("retinanet")[1])
     network, last = regions_of(model)
     assert last < network
     assert len(last) == 2 * 5  # scores and boxes of five levels

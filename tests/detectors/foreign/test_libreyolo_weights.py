@@ -119,7 +119,7 @@ def test_a_rebuilt_one_is_the_same(name):
     assert again.description() == ours.description() and not has_masks(name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_library_alone_reads_what_export_writes_of_every_size(tmp_path):
     assert_read_alone(tmp_path, [detector_of(name) for name in MODELS])
 
