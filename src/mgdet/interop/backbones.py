@@ -123,8 +123,8 @@ def _not_downloaded(name: str, place: str, reason: str) -> UserError:
 def timm_names(shapes: Shapes) -> list[str]:
     """The timm models whose feature stages have exactly these names and shapes.
 
-    It needs no memory for weights, but builds a member of each family, and all of a similar one: a few seconds for the
-    families of `FIRST`, twenty for the last.
+    It needs no memory for weights, but builds a member of each family, and all of a similar one: a few seconds for a
+    ResNet, some twenty for others.
 
     Args:
         shapes: of a backbone's tensors, by name.
