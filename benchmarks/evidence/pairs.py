@@ -212,6 +212,20 @@ BY_SHARE = (
     "and 10 was best on average for MGD on three other pairs."
 )
 """What the notes of those pairs say of it."""
+SMALL = replace(
+    FEW,
+    images=Shapes(size=(96, 128), num_train=100, num_val=200, smallest=650.0),
+    channels=32,
+    amp="off",
+    on_teacher_images=False,
+    longest=2,
+    teacher_epochs=12,
+    rates=(0.003, 0.006),
+    decays=(DECAY, 0.4),
+    strength="share",
+    strengths=SHARES,
+)
+"""Small pictures, narrow detectors and short searches: what three seeds have time for without bfloat16."""
 
 PAIRS: dict[str, Pair] = {
     "retinanet": replace(
@@ -246,39 +260,24 @@ PAIRS: dict[str, Pair] = {
         "Faster R-CNN (faster_rcnn_short), which is this student without its masks.",
     ),
     "reppoints": replace(
-        FEW,
+        SMALL,
         teacher="reppoints",
         student="reppoints",
-        images=Shapes(size=(96, 128), num_train=100, num_val=200, smallest=650.0),
-        channels=32,
-        amp="off",
-        on_teacher_images=False,
         note=f"{BY_TIME} The pictures, how many there are, the width and what is searched are those of a SOLO on "
         "`shapes`, set by what three seeds had time for on a processor without bfloat16. The teacher's rate "
         "lies between two of trials on validation images, with pictures of 128 x 160 pixels, 64 channels and "
         "bfloat16: there a teacher reached 18.4 AP after 8 epochs at a rate of 0.006 (decay 0.1) and 18.5 at 0.0015 "
         f"(decay 0.05). {BY_SHARE}",
         epochs=32,
-        longest=2,
-        teacher_epochs=12,
         teacher_rate=0.003,
-        rates=(0.003, 0.006),
-        decays=(DECAY, 0.4),
-        strength="share",
-        strengths=SHARES,
-        sweep_seeds=1,
         fgd=FGDConfig(foreground=1.6e-3, background=8e-4, attention=8e-4, relation=8e-6),
     ),
     "solo": replace(
-        FEW,
+        SMALL,
         teacher="solo",
         student="solo",
-        images=Shapes(size=(96, 128), num_train=100, num_val=200, smallest=650.0),
         metrics=("segm", "bbox"),
-        channels=32,
         grids=(12, 10, 8, 6, 5),
-        amp="off",
-        on_teacher_images=False,
         note=f"{BY_TIME} The size of the pictures, the width, the grids and the number of images are what three seeds "
         "had time for on a processor without bfloat16. Rates were set after trials with pictures of 128 x 160 pixels, "
         "64 channels and bfloat16. There a teacher with the published grids reached 2.4 mask AP on the validation "
@@ -288,15 +287,8 @@ PAIRS: dict[str, Pair] = {
         "on 40 images after 128 epochs, and 3.6 on 100 images after 64. "
         f"{BY_SHARE}",
         epochs=48,
-        longest=2,
-        teacher_epochs=12,
         teacher_rate=0.0015,
         teacher_decay=0.05,
-        rates=(0.003, 0.006),
-        decays=(DECAY, 0.4),
-        strength="share",
-        strengths=SHARES,
-        sweep_seeds=1,
     ),
     # BCCD has no masks, so the teacher of Faster R-CNN is one, too, and can be inherited. An epoch has 29 steps.
     "bccd_faster_rcnn": replace(

@@ -28,7 +28,7 @@ SIZE = (96, 128)
 
 @lru_cache(maxsize=1)
 def built(name: str) -> tuple[Face, bytes]:
-    """A detector and its graph in float32."""
+    """A detector and its graph in float32, kept for the next test of the same."""
     detector = ours(name)
     return detector, build_graph(detector, canvas_of(detector, SIZE)).SerializeToString()
 

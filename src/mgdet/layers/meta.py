@@ -27,7 +27,7 @@ STARTS = {
 def on_meta() -> Iterator[None]:
     """Networks that are built inside take no memory for their weights and no time to draw them.
 
-    On torch's meta device alone, half of the time goes into drawing values that there are not.
+    On torch's meta device alone, much of the time goes into drawing values that there are not.
     """
     with torch.device("meta"), _NoStart():
         yield
